@@ -1,0 +1,4 @@
+//! Signed, compressed, auditable safety patches for open language models.
+
+pub mod digest;
+pub mod tensor;

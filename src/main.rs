@@ -1,0 +1,3 @@
+//! The `nestpatch` command.
+
+fn main() {}
