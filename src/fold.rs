@@ -1,0 +1,289 @@
+//! The fold: adds a shared delta to a row of weights, and the residual that undoes it bit for bit.
+//!
+//! The arithmetic is part of the format (`spec/format.md`, *Arithmetic*), so that the result's digest is the same on
+//! every machine: `new = round(f32(old) + delta)`, one IEEE 754 binary32 addition and one rounding to the element type,
+//! both to nearest with ties to even. An entry whose delta is zero keeps its bits.
+//!
+//! Subtracting does not undo that: the addition loses low bits. The residual `old XOR round(f32(new) - delta)` holds
+//! what subtraction gets wrong, which is nearly nothing, and so compresses to nearly nothing.
+//!
+//! Rows are the raw little-endian elements of one vector, gathered; pure functions, no files.
+
+use crate::format::float::{Bf16, Element, F16, F32};
+use crate::tensor::Dtype;
+
+/// Why a row cannot be folded or unfolded.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum FoldError {
+    /// A buffer of the wrong length.
+    #[error("{what}: expected {expected} bytes, found {found}")]
+    Length {
+        /// Which buffer.
+        what: &'static str,
+        /// Bytes that the delta's length asks for.
+        expected: usize,
+        /// Bytes given.
+        found: usize,
+    },
+    /// NaN or infinity where a finite number is needed.
+    #[error("column {column}: {what} is {value}, expected a finite number")]
+    NotFinite {
+        /// Zero-based element within the row.
+        column: usize,
+        /// `base weight`, `delta`, `result` or `restored weight`.
+        what: &'static str,
+        /// The value found.
+        value: f32,
+    },
+}
+
+/// Adds `delta` to `row` in place and returns how many elements changed their bits.
+///
+/// `row` holds `delta.len()` little-endian elements of `dtype`. On error the row may be partly folded: discard it.
+///
+/// # Errors
+/// Wrong length; NaN or infinity in base, delta or result.
+pub fn fold_row(dtype: Dtype, row: &mut [u8], delta: &[f32]) -> Result<usize, FoldError> {
+    check_length("row", dtype, row, delta)?;
+    match dtype {
+        Dtype::Bf16 => fold::<Bf16, 2>(row, delta),
+        Dtype::F16 => fold::<F16, 2>(row, delta),
+        Dtype::F32 => fold::<F32, 4>(row, delta),
+    }
+}
+
+/// Appends to `out` the residual that takes `new` (= folded `old`) back to `old`: one element's bytes per element.
+///
+/// # Errors
+/// Wrong length; NaN or infinity in `new` or delta.
+pub fn residual_row(dtype: Dtype, old: &[u8], new: &[u8], delta: &[f32], out: &mut Vec<u8>) -> Result<(), FoldError> {
+    check_length("row before", dtype, old, delta)?;
+    check_length("row after", dtype, new, delta)?;
+    match dtype {
+        Dtype::Bf16 => residual::<Bf16, 2>(old, new, delta, out),
+        Dtype::F16 => residual::<F16, 2>(old, new, delta, out),
+        Dtype::F32 => residual::<F32, 4>(old, new, delta, out),
+    }
+}
+
+/// Takes a folded `row` back to what it was, in place, and returns how many elements changed their bits.
+///
+/// On error the row may be partly restored: discard it.
+///
+/// # Errors
+/// Wrong length; NaN or infinity in row, delta or restored weight.
+pub fn unfold_row(dtype: Dtype, row: &mut [u8], delta: &[f32], residual: &[u8]) -> Result<usize, FoldError> {
+    check_length("row", dtype, row, delta)?;
+    check_length("residual", dtype, residual, delta)?;
+    match dtype {
+        Dtype::Bf16 => unfold::<Bf16, 2>(row, delta, residual),
+        Dtype::F16 => unfold::<F16, 2>(row, delta, residual),
+        Dtype::F32 => unfold::<F32, 4>(row, delta, residual),
+    }
+}
+
+fn fold<E: Element<N>, const N: usize>(row: &mut [u8], delta: &[f32]) -> Result<usize, FoldError> {
+    let mut changed = 0;
+    for (column, (cell, delta)) in row.as_chunks_mut::<N>().0.iter_mut().zip(delta).enumerate() {
+        let old = finite("base weight", column, E::widen(*cell))?;
+        if finite("delta", column, *delta)? == 0.0 {
+            continue;
+        }
+        let new = E::narrow(old + *delta);
+        finite("result", column, E::widen(new))?;
+        changed += usize::from(new != *cell);
+        *cell = new;
+    }
+    Ok(changed)
+}
+
+fn residual<E: Element<N>, const N: usize>(
+    old: &[u8],
+    new: &[u8],
+    delta: &[f32],
+    out: &mut Vec<u8>,
+) -> Result<(), FoldError> {
+    out.reserve(old.len());
+    for (column, ((old, new), delta)) in cells::<N>(old).zip(cells::<N>(new)).zip(delta).enumerate() {
+        let predicted = predict::<E, N>(column, *new, *delta)?;
+        out.extend(old.iter().zip(predicted).map(|(old, predicted)| old ^ predicted));
+    }
+    Ok(())
+}
+
+fn unfold<E: Element<N>, const N: usize>(row: &mut [u8], delta: &[f32], residual: &[u8]) -> Result<usize, FoldError> {
+    let mut changed = 0;
+    let rows = row.as_chunks_mut::<N>().0.iter_mut();
+    for (column, ((cell, residual), delta)) in rows.zip(cells::<N>(residual)).zip(delta).enumerate() {
+        let mut old = predict::<E, N>(column, *cell, *delta)?;
+        old.iter_mut().zip(residual).for_each(|(byte, residual)| *byte ^= residual);
+        finite("restored weight", column, E::widen(old))?;
+        changed += usize::from(old != *cell);
+        *cell = old;
+    }
+    Ok(changed)
+}
+
+/// The best guess at the old element. It may overflow to infinity: the residual corrects bits, not numbers.
+fn predict<E: Element<N>, const N: usize>(column: usize, new: [u8; N], delta: f32) -> Result<[u8; N], FoldError> {
+    let value = finite("patched weight", column, E::widen(new))?;
+    let delta = finite("delta", column, delta)?;
+    Ok(if delta == 0.0 { new } else { E::narrow(value - delta) })
+}
+
+fn cells<const N: usize>(bytes: &[u8]) -> std::slice::Iter<'_, [u8; N]> {
+    bytes.as_chunks::<N>().0.iter()
+}
+
+fn finite(what: &'static str, column: usize, value: f32) -> Result<f32, FoldError> {
+    if value.is_finite() { Ok(value) } else { Err(FoldError::NotFinite { column, what, value }) }
+}
+
+fn check_length(what: &'static str, dtype: Dtype, bytes: &[u8], delta: &[f32]) -> Result<(), FoldError> {
+    let expected = delta.len().saturating_mul(dtype.size());
+    if bytes.len() == expected { Ok(()) } else { Err(FoldError::Length { what, expected, found: bytes.len() }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::float;
+    use proptest::prelude::*;
+
+    const DTYPES: [Dtype; 3] = [Dtype::Bf16, Dtype::F16, Dtype::F32];
+
+    fn bytes_of(dtype: Dtype, values: &[f32]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        float::write_all(dtype, values, &mut bytes);
+        bytes
+    }
+
+    /// Bit patterns that break naive arithmetic: zeros, subnormals, limits, and anything.
+    fn bits() -> impl Strategy<Value = u32> {
+        prop_oneof![
+            4 => any::<u32>(),
+            2 => any::<u32>().prop_map(|bits| (bits & 0x8fff_ffff) | 0x3800_0000),
+            1 => prop::sample::select(vec![0, 0x8000_0000, 1, 0x8000_0001, 0x007f_ffff, 0x0080_0000, 0x7f7f_ffff,
+                0xff7f_ffff, 0x3f80_0000, 0xbf80_0000, 0x3b80_0000, 0x477f_e000, 0x3300_0000, 0x0001_0000, 0x8001_0000]),
+        ]
+    }
+
+    /// A weight of `dtype` and a delta: independent, cancelling, or far apart.
+    fn cell() -> impl Strategy<Value = (u32, f32)> {
+        (bits(), bits(), 0..4_u8).prop_map(|(weight, delta, mode)| {
+            let delta = match mode {
+                0 => -f32::from_bits(weight),
+                1 => f32::from_bits(weight) * 0.003,
+                _ => f32::from_bits(delta),
+            };
+            (weight, if delta.is_finite() { delta } else { 0.0 })
+        })
+    }
+
+    /// The specification's sentence, element by element, in f64 where that is exact: the slow, plain twin of `fold`.
+    fn plain(dtype: Dtype, old: f32, delta: f32) -> f32 {
+        if delta == 0.0 { old } else { float::rounded(dtype, (f64::from(old) + f64::from(delta)) as f32) }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn unfolding_restores_every_bit(cells in prop::collection::vec(cell(), 1..40), which in 0..3_usize) {
+            let dtype = DTYPES[which];
+            // Keep the cells that may be folded: the others must be refused, which another test shows.
+            let cells: Vec<(f32, f32)> = cells.iter().map(|(bits, delta)| {
+                (float::rounded(dtype, f32::from_bits(*bits)), float::rounded(Dtype::Bf16, *delta))
+            }).filter(|(old, delta)| {
+                old.is_finite() && delta.is_finite() && float::rounded(dtype, old + delta).is_finite()
+            }).collect();
+            let (old, delta): (Vec<f32>, Vec<f32>) = cells.into_iter().unzip();
+            let before = bytes_of(dtype, &old);
+
+            let mut row = before.clone();
+            let changed = fold_row(dtype, &mut row, &delta).unwrap();
+            let expected: Vec<f32> = old.iter().zip(&delta).map(|(old, delta)| plain(dtype, *old, *delta)).collect();
+            prop_assert_eq!(&row, &bytes_of(dtype, &expected));
+
+            let mut residual = Vec::new();
+            residual_row(dtype, &before, &row, &delta, &mut residual).unwrap();
+            prop_assert_eq!(residual.len(), before.len());
+            let restored = unfold_row(dtype, &mut row, &delta, &residual).unwrap();
+            prop_assert_eq!(row, before);
+            prop_assert_eq!(changed, restored);
+        }
+
+        #[test]
+        fn any_bits_fold_to_finite_numbers_or_are_refused(bits in any::<[u32; 4]>(), which in 0..3_usize) {
+            let dtype = DTYPES[which];
+            let mut row: Vec<u8> = bits[..2].iter().flat_map(|bits| bits.to_le_bytes()).collect();
+            row.truncate(2 * dtype.size());
+            let delta = [f32::from_bits(bits[2]), f32::from_bits(bits[3])];
+            let inputs_finite = float::read_all(dtype, &row).iter().chain(&delta).all(|value| value.is_finite());
+            match fold_row(dtype, &mut row, &delta) {
+                Ok(_) => {
+                    prop_assert!(inputs_finite);
+                    prop_assert!(float::read_all(dtype, &row).iter().all(|value| value.is_finite()));
+                }
+                Err(FoldError::NotFinite { what, .. }) => prop_assert!(what == "result" || !inputs_finite),
+                Err(error) => prop_assert!(false, "{error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_zero_delta_keeps_negative_zero() {
+        for dtype in DTYPES {
+            let before = bytes_of(dtype, &[-0.0, 1.5, -0.0]);
+            let mut row = before.clone();
+            assert_eq!(fold_row(dtype, &mut row, &[0.0, -0.0, 0.0]), Ok(0));
+            assert_eq!(row, before);
+            let mut residual = Vec::new();
+            residual_row(dtype, &before, &row, &[0.0; 3], &mut residual).unwrap();
+            assert_eq!(residual, vec![0; before.len()]);
+        }
+    }
+
+    #[test]
+    fn cancellation_gives_positive_zero_and_comes_back() {
+        for dtype in DTYPES {
+            let before = bytes_of(dtype, &[-0.5, 0.5, -0.0]);
+            let (mut row, delta) = (before.clone(), [0.5, -0.5, 1.0]);
+            fold_row(dtype, &mut row, &delta).unwrap();
+            assert_eq!(row, bytes_of(dtype, &[0.0, 0.0, 1.0]));
+            let mut residual = Vec::new();
+            residual_row(dtype, &before, &row, &delta, &mut residual).unwrap();
+            unfold_row(dtype, &mut row, &delta, &residual).unwrap();
+            assert_eq!(row, before);
+        }
+    }
+
+    #[test]
+    fn a_large_delta_over_a_tiny_weight_is_where_subtraction_fails() {
+        let (before, delta) = (bytes_of(Dtype::Bf16, &[1e-6]), [1.0]);
+        let mut row = before.clone();
+        fold_row(Dtype::Bf16, &mut row, &delta).unwrap();
+        assert_eq!(row, bytes_of(Dtype::Bf16, &[1.0]), "the weight is absorbed");
+        let mut residual = Vec::new();
+        residual_row(Dtype::Bf16, &before, &row, &delta, &mut residual).unwrap();
+        assert_eq!(residual, before, "subtracting gives 0, so the residual is the whole weight");
+        unfold_row(Dtype::Bf16, &mut row, &delta, &residual).unwrap();
+        assert_eq!(row, before);
+    }
+
+    #[test]
+    fn errors_name_the_column_and_what_is_wrong() {
+        let mut row = bytes_of(Dtype::Bf16, &[1.0, f32::NAN]);
+        let error = fold_row(Dtype::Bf16, &mut row, &[0.0, 0.0]).unwrap_err();
+        assert_eq!(error.to_string(), "column 1: base weight is NaN, expected a finite number");
+        let mut row = bytes_of(Dtype::F16, &[60_000.0]);
+        let error = fold_row(Dtype::F16, &mut row, &[60_000.0]).unwrap_err();
+        assert_eq!(error.to_string(), "column 0: result is inf, expected a finite number");
+        let error = fold_row(Dtype::F32, &mut [0; 4], &[f32::INFINITY]).unwrap_err();
+        assert_eq!(error.to_string(), "column 0: delta is inf, expected a finite number");
+        let error = fold_row(Dtype::F32, &mut [0; 6], &[0.0, 0.0]).unwrap_err();
+        assert_eq!(error, FoldError::Length { what: "row", expected: 8, found: 6 });
+        let error = unfold_row(Dtype::Bf16, &mut [0, 0], &[0.0], &[0x80, 0x7f]).unwrap_err();
+        assert_eq!(error.to_string(), "column 0: restored weight is inf, expected a finite number");
+    }
+}
