@@ -4,12 +4,13 @@
 //! every machine: `new = round(f32(old) + delta)`, one IEEE 754 binary32 addition and one rounding to the element type,
 //! both to nearest with ties to even. An entry whose delta is zero keeps its bits.
 //!
-//! Subtracting does not undo that: the addition loses low bits. The residual `old XOR round(f32(new) - delta)` holds
-//! what subtraction gets wrong, which is nearly nothing, and so compresses to nearly nothing.
+//! Subtracting does not undo that: the addition loses low bits. The residual holds what subtraction gets wrong: the
+//! difference of the bits of `old` and of the guess `round(f32(new) - delta)`, which is mostly zero or small.
 //!
 //! Rows are the raw little-endian elements of one vector, gathered; pure functions, no files.
 
 use crate::format::float::{Bf16, Element, F16, F32};
+use crate::format::residual::{ResidualBuilder, ResidualRow};
 use crate::tensor::Dtype;
 
 /// Why a row cannot be folded or unfolded.
@@ -35,6 +36,9 @@ pub enum FoldError {
         /// The value found.
         value: f32,
     },
+    /// A residual that does not fit the row: the row has been changed, or the residual belongs to another.
+    #[error("the residual is that of another row, or the row has been changed since it was folded")]
+    OtherRow,
 }
 
 /// Adds `delta` to `row` in place and returns how many elements changed their bits.
@@ -52,11 +56,17 @@ pub fn fold_row(dtype: Dtype, row: &mut [u8], delta: &[f32]) -> Result<usize, Fo
     }
 }
 
-/// Appends to `out` the residual that takes `new` (= folded `old`) back to `old`: one element's bytes per element.
+/// Appends to `out` the residual that takes `new` (= folded `old`) back to `old`.
 ///
 /// # Errors
 /// Wrong length; NaN or infinity in `new` or delta.
-pub fn residual_row(dtype: Dtype, old: &[u8], new: &[u8], delta: &[f32], out: &mut Vec<u8>) -> Result<(), FoldError> {
+pub fn residual_row(
+    dtype: Dtype,
+    old: &[u8],
+    new: &[u8],
+    delta: &[f32],
+    out: &mut ResidualBuilder,
+) -> Result<(), FoldError> {
     check_length("row before", dtype, old, delta)?;
     check_length("row after", dtype, new, delta)?;
     match dtype {
@@ -71,10 +81,9 @@ pub fn residual_row(dtype: Dtype, old: &[u8], new: &[u8], delta: &[f32], out: &m
 /// On error the row may be partly restored: discard it.
 ///
 /// # Errors
-/// Wrong length; NaN or infinity in row, delta or restored weight.
-pub fn unfold_row(dtype: Dtype, row: &mut [u8], delta: &[f32], residual: &[u8]) -> Result<usize, FoldError> {
+/// Wrong length; NaN or infinity in row, delta or restored weight; a residual of another row.
+pub fn unfold_row(dtype: Dtype, row: &mut [u8], delta: &[f32], residual: ResidualRow<'_>) -> Result<usize, FoldError> {
     check_length("row", dtype, row, delta)?;
-    check_length("residual", dtype, residual, delta)?;
     match dtype {
         Dtype::Bf16 => unfold::<Bf16, 2>(row, delta, residual),
         Dtype::F16 => unfold::<F16, 2>(row, delta, residual),
@@ -101,34 +110,69 @@ fn residual<E: Element<N>, const N: usize>(
     old: &[u8],
     new: &[u8],
     delta: &[f32],
-    out: &mut Vec<u8>,
+    out: &mut ResidualBuilder,
 ) -> Result<(), FoldError> {
-    out.reserve(old.len());
     for (column, ((old, new), delta)) in cells::<N>(old).zip(cells::<N>(new)).zip(delta).enumerate() {
-        let predicted = predict::<E, N>(column, *new, *delta)?;
-        out.extend(old.iter().zip(predicted).map(|(old, predicted)| old ^ predicted));
+        let guess = guess::<E, N>(column, *new, *delta)?;
+        out.push(lane::<E, N>(*new, guess), &difference(*old, guess));
     }
+    out.end_row();
     Ok(())
 }
 
-fn unfold<E: Element<N>, const N: usize>(row: &mut [u8], delta: &[f32], residual: &[u8]) -> Result<usize, FoldError> {
+fn unfold<E: Element<N>, const N: usize>(
+    row: &mut [u8],
+    delta: &[f32],
+    mut residual: ResidualRow<'_>,
+) -> Result<usize, FoldError> {
     let mut changed = 0;
-    let rows = row.as_chunks_mut::<N>().0.iter_mut();
-    for (column, ((cell, residual), delta)) in rows.zip(cells::<N>(residual)).zip(delta).enumerate() {
-        let mut old = predict::<E, N>(column, *cell, *delta)?;
-        old.iter_mut().zip(residual).for_each(|(byte, residual)| *byte ^= residual);
+    for (column, (cell, delta)) in row.as_chunks_mut::<N>().0.iter_mut().zip(delta).enumerate() {
+        let guess = guess::<E, N>(column, *cell, *delta)?;
+        let difference = residual.take(lane::<E, N>(*cell, guess)).ok_or(FoldError::OtherRow)?;
+        let old = corrected(guess, difference);
         finite("restored weight", column, E::widen(old))?;
         changed += usize::from(old != *cell);
         *cell = old;
     }
-    Ok(changed)
+    if residual.is_empty() { Ok(changed) } else { Err(FoldError::OtherRow) }
 }
 
 /// The best guess at the old element. It may overflow to infinity: the residual corrects bits, not numbers.
-fn predict<E: Element<N>, const N: usize>(column: usize, new: [u8; N], delta: f32) -> Result<[u8; N], FoldError> {
+fn guess<E: Element<N>, const N: usize>(column: usize, new: [u8; N], delta: f32) -> Result<[u8; N], FoldError> {
     let value = finite("patched weight", column, E::widen(new))?;
     let delta = finite("delta", column, delta)?;
     Ok(if delta == 0.0 { new } else { E::narrow(value - delta) })
+}
+
+/// Where a difference is stored: 0 if the new weight's exponent is under the guess's, for then the guess is right but
+/// for rare ties; else by how far it is above, and whether the new weight is odd, for ties go to even.
+fn lane<E: Element<N>, const N: usize>(new: [u8; N], guess: [u8; N]) -> usize {
+    let (new, guess) = (bits(new), bits(guess));
+    match E::exponent(new).checked_sub(E::exponent(guess)) {
+        None => 0,
+        Some(above) => 1 + 2 * above.min(6) as usize + (new & 1) as usize,
+    }
+}
+
+/// The bits of `old` less those of `guess`, modulo the width, as sign and magnitude: 0, -1, 1, -2, 2 become 0 to 4.
+fn difference<const N: usize>(old: [u8; N], guess: [u8; N]) -> [u8; N] {
+    let unused = 32 - 8 * N as u32;
+    let signed = (bits(old).wrapping_sub(bits(guess)) << unused) as i32 >> unused;
+    bytes(((signed << 1) ^ (signed >> 31)) as u32)
+}
+
+/// Undoes [`difference`].
+fn corrected<const N: usize>(guess: [u8; N], difference: [u8; N]) -> [u8; N] {
+    let difference = bits(difference);
+    bytes(bits(guess).wrapping_add((difference >> 1) ^ (difference & 1).wrapping_neg()))
+}
+
+fn bits<const N: usize>(bytes: [u8; N]) -> u32 {
+    bytes.iter().rev().fold(0, |bits, byte| bits << 8 | u32::from(*byte))
+}
+
+fn bytes<const N: usize>(bits: u32) -> [u8; N] {
+    std::array::from_fn(|index| (bits >> (8 * index)) as u8)
 }
 
 fn cells<const N: usize>(bytes: &[u8]) -> std::slice::Iter<'_, [u8; N]> {
@@ -148,7 +192,34 @@ fn check_length(what: &'static str, dtype: Dtype, bytes: &[u8], delta: &[f32]) -
 mod tests {
     use super::*;
     use crate::format::float;
+    use crate::format::residual::{LANES, Residual};
+    use crate::format::{Deltas, Edit, EditParts, Edits, Layout};
+    use crate::tensor::{Shape, TensorName};
     use proptest::prelude::*;
+
+    fn edits(dtype: Dtype, columns: usize) -> Edits {
+        let edit = EditParts {
+            tensor: TensorName::new("w").unwrap(),
+            dtype,
+            shape: Shape::new([1, columns as u64]).unwrap(),
+            layout: Layout::Rows,
+            rows: vec![0],
+            clusters: vec![0],
+            deltas: Deltas::new(dtype, columns, vec![0.0; columns]).unwrap(),
+        };
+        Edits::new(vec![Edit::new(edit).unwrap()]).unwrap()
+    }
+
+    fn residual_of(dtype: Dtype, old: &[u8], new: &[u8], delta: &[f32]) -> Residual {
+        let mut builder = ResidualBuilder::new();
+        residual_row(dtype, old, new, delta, &mut builder).unwrap();
+        builder.finish(&edits(dtype, delta.len())).unwrap()
+    }
+
+    fn only_row(dtype: Dtype, residual: &Residual, columns: usize) -> ResidualRow<'_> {
+        let edits = edits(dtype, columns);
+        residual.rows(0, edits.iter().next().unwrap()).next().unwrap()
+    }
 
     const DTYPES: [Dtype; 3] = [Dtype::Bf16, Dtype::F16, Dtype::F32];
 
@@ -198,6 +269,7 @@ mod tests {
                 old.is_finite() && delta.is_finite() && float::rounded(dtype, old + delta).is_finite()
             }).collect();
             let (old, delta): (Vec<f32>, Vec<f32>) = cells.into_iter().unzip();
+            prop_assume!(!old.is_empty());
             let before = bytes_of(dtype, &old);
 
             let mut row = before.clone();
@@ -205,10 +277,9 @@ mod tests {
             let expected: Vec<f32> = old.iter().zip(&delta).map(|(old, delta)| plain(dtype, *old, *delta)).collect();
             prop_assert_eq!(&row, &bytes_of(dtype, &expected));
 
-            let mut residual = Vec::new();
-            residual_row(dtype, &before, &row, &delta, &mut residual).unwrap();
-            prop_assert_eq!(residual.len(), before.len());
-            let restored = unfold_row(dtype, &mut row, &delta, &residual).unwrap();
+            let residual = residual_of(dtype, &before, &row, &delta);
+            prop_assert_eq!(residual.to_bytes().len(), before.len() + 4 * LANES);
+            let restored = unfold_row(dtype, &mut row, &delta, only_row(dtype, &residual, delta.len())).unwrap();
             prop_assert_eq!(row, before);
             prop_assert_eq!(changed, restored);
         }
@@ -238,9 +309,8 @@ mod tests {
             let mut row = before.clone();
             assert_eq!(fold_row(dtype, &mut row, &[0.0, -0.0, 0.0]), Ok(0));
             assert_eq!(row, before);
-            let mut residual = Vec::new();
-            residual_row(dtype, &before, &row, &[0.0; 3], &mut residual).unwrap();
-            assert_eq!(residual, vec![0; before.len()]);
+            let residual = residual_of(dtype, &before, &row, &[0.0; 3]).to_bytes();
+            assert_eq!(residual[4 * LANES..], vec![0; before.len()]);
         }
     }
 
@@ -251,9 +321,8 @@ mod tests {
             let (mut row, delta) = (before.clone(), [0.5, -0.5, 1.0]);
             fold_row(dtype, &mut row, &delta).unwrap();
             assert_eq!(row, bytes_of(dtype, &[0.0, 0.0, 1.0]));
-            let mut residual = Vec::new();
-            residual_row(dtype, &before, &row, &delta, &mut residual).unwrap();
-            unfold_row(dtype, &mut row, &delta, &residual).unwrap();
+            let residual = residual_of(dtype, &before, &row, &delta);
+            unfold_row(dtype, &mut row, &delta, only_row(dtype, &residual, 3)).unwrap();
             assert_eq!(row, before);
         }
     }
@@ -264,10 +333,14 @@ mod tests {
         let mut row = before.clone();
         fold_row(Dtype::Bf16, &mut row, &delta).unwrap();
         assert_eq!(row, bytes_of(Dtype::Bf16, &[1.0]), "the weight is absorbed");
-        let mut residual = Vec::new();
-        residual_row(Dtype::Bf16, &before, &row, &delta, &mut residual).unwrap();
-        assert_eq!(residual, before, "subtracting gives 0, so the residual is the whole weight");
-        unfold_row(Dtype::Bf16, &mut row, &delta, &residual).unwrap();
+        let residual = residual_of(Dtype::Bf16, &before, &row, &delta);
+        let doubled = u16::from_le_bytes([before[0], before[1]]) * 2;
+        assert_eq!(
+            residual.to_bytes()[4 * LANES..],
+            doubled.to_le_bytes(),
+            "subtracting gives 0: all of it is missing"
+        );
+        unfold_row(Dtype::Bf16, &mut row, &delta, only_row(Dtype::Bf16, &residual, 1)).unwrap();
         assert_eq!(row, before);
     }
 
@@ -283,7 +356,40 @@ mod tests {
         assert_eq!(error.to_string(), "column 0: delta is inf, expected a finite number");
         let error = fold_row(Dtype::F32, &mut [0; 6], &[0.0, 0.0]).unwrap_err();
         assert_eq!(error, FoldError::Length { what: "row", expected: 8, found: 6 });
-        let error = unfold_row(Dtype::Bf16, &mut [0, 0], &[0.0], &[0x80, 0x7f]).unwrap_err();
+    }
+
+    #[test]
+    fn a_residual_of_another_row_is_noticed() {
+        let (before, delta) = (bytes_of(Dtype::Bf16, &[0.3, 0.2]), [0.5, 0.5]);
+        let mut row = before.clone();
+        fold_row(Dtype::Bf16, &mut row, &delta).unwrap();
+        let residual = residual_of(Dtype::Bf16, &before, &row, &delta);
+        let mut edited = bytes_of(Dtype::Bf16, &[100.0, 0.7]);
+        let unfolded = unfold_row(Dtype::Bf16, &mut edited, &delta, only_row(Dtype::Bf16, &residual, 2));
+        assert_eq!(unfolded, Err(FoldError::OtherRow));
+        let unfolded = unfold_row(Dtype::Bf16, &mut row[..2], &delta[..1], only_row(Dtype::Bf16, &residual, 2));
+        assert_eq!(unfolded, Err(FoldError::OtherRow), "values left over");
+        let mut row = bytes_of(Dtype::Bf16, &[1.0]);
+        let mut builder = ResidualBuilder::new();
+        builder.push(2 * 6 + 1, &[0, 0xff]);
+        builder.end_row();
+        let residual = builder.finish(&edits(Dtype::Bf16, 1)).unwrap();
+        let error = unfold_row(Dtype::Bf16, &mut row, &[1.0], only_row(Dtype::Bf16, &residual, 1)).unwrap_err();
         assert_eq!(error.to_string(), "column 0: restored weight is inf, expected a finite number");
+    }
+
+    #[test]
+    fn differences_are_small_where_the_guess_is_near() {
+        for (old, guess, expected) in [(5_u16, 5_u16, 0_u16), (4, 5, 1), (6, 5, 2), (3, 5, 3), (0, 0xffff, 2)] {
+            let found = difference(old.to_le_bytes(), guess.to_le_bytes());
+            assert_eq!(u16::from_le_bytes(found), expected, "{old} {guess}");
+        }
+        for old in (0..=u16::MAX).step_by(7).map(u16::to_le_bytes) {
+            for guess in [0, 1, 0x7f80, 0x8000, 0xffff].map(u16::to_le_bytes) {
+                assert_eq!(corrected(guess, difference(old, guess)), old);
+            }
+        }
+        let (old, guess) = (0x8000_0000_u32.to_le_bytes(), 1_u32.to_le_bytes());
+        assert_eq!(corrected(guess, difference(old, guess)), old);
     }
 }

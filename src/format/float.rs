@@ -8,6 +8,8 @@ pub(crate) trait Element<const N: usize> {
     fn widen(bytes: [u8; N]) -> f32;
     /// The nearest element, ties to even; overflow gives infinity.
     fn narrow(value: f32) -> [u8; N];
+    /// The exponent field of the element's bits.
+    fn exponent(bits: u32) -> u32;
 }
 
 /// bfloat16.
@@ -25,6 +27,10 @@ impl Element<2> for Bf16 {
     fn narrow(value: f32) -> [u8; 2] {
         half::bf16::from_f32(value).to_le_bytes()
     }
+
+    fn exponent(bits: u32) -> u32 {
+        bits >> 7 & 0xff
+    }
 }
 
 impl Element<2> for F16 {
@@ -35,6 +41,10 @@ impl Element<2> for F16 {
     fn narrow(value: f32) -> [u8; 2] {
         half::f16::from_f32(value).to_le_bytes()
     }
+
+    fn exponent(bits: u32) -> u32 {
+        bits >> 10 & 0x1f
+    }
 }
 
 impl Element<4> for F32 {
@@ -44,6 +54,10 @@ impl Element<4> for F32 {
 
     fn narrow(value: f32) -> [u8; 4] {
         value.to_le_bytes()
+    }
+
+    fn exponent(bits: u32) -> u32 {
+        bits >> 23 & 0xff
     }
 }
 

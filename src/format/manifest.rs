@@ -113,10 +113,14 @@ open_enum! {
         Raw = "raw",
         /// One zstd frame.
         Zstd = "zstd",
-        /// Two byte planes, then one zstd frame.
+        /// Two byte planes, the most significant first, then one zstd frame.
         Planes2Zstd = "planes2+zstd",
         /// Four byte planes, then one zstd frame.
         Planes4Zstd = "planes4+zstd",
+        /// 16-bit words rotated left by one bit, then as `planes2+zstd`.
+        Float2Zstd = "float2+zstd",
+        /// 32-bit words rotated left by one bit, then as `planes4+zstd`.
+        Float4Zstd = "float4+zstd",
     }
 }
 
@@ -160,7 +164,7 @@ impl FormatVersion {
 
     /// Whether this reader may read it.
     pub fn is_readable(self) -> bool {
-        self.major == Self::CURRENT.major && self.min_reader_minor <= Self::CURRENT.writer_minor
+        self.major == Self::CURRENT.major && (0..=Self::CURRENT.writer_minor).contains(&self.min_reader_minor)
     }
 }
 
