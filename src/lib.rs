@@ -4,3 +4,4 @@ pub mod digest;
 pub mod fold;
 pub mod format;
 pub mod tensor;
+pub mod trust;

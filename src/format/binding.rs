@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use crate::digest::Blake3;
-use crate::format::edit::{Edit, Layout};
+use crate::format::edit::Edit;
 use crate::tensor::{Dtype, Shape, TensorName};
 
 /// Domain of [`TensorHasher`].
@@ -99,7 +99,7 @@ impl RowsHasher {
     /// Starts with everything but the rows' bytes.
     pub fn new(edit: &Edit) -> Self {
         let mut hasher = start(ROWS_CONTEXT, edit.tensor(), edit.dtype(), edit.shape());
-        hasher.update(&[layout_code(edit.layout())]);
+        hasher.update(&[edit.layout().code()]);
         hasher.update(&(edit.rows().len() as u64).to_le_bytes());
         edit.rows().iter().for_each(|row| {
             hasher.update(&row.to_le_bytes());
@@ -153,13 +153,6 @@ fn number_text(number: f64) -> String {
     }
 }
 
-pub(crate) fn layout_code(layout: Layout) -> u8 {
-    match layout {
-        Layout::Rows => 0,
-        Layout::Columns => 1,
-    }
-}
-
 fn start(context: &str, tensor: &TensorName, dtype: Dtype, shape: &Shape) -> blake3::Hasher {
     let mut hasher = blake3::Hasher::new_derive_key(context);
     for text in [tensor.as_str(), dtype.as_str()] {
@@ -196,7 +189,7 @@ impl Counted {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::edit::{Deltas, EditParts};
+    use crate::format::edit::{Deltas, EditParts, Layout};
     use serde_json::json;
 
     fn edit(layout: Layout, rows: &[u32]) -> Edit {

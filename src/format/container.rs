@@ -97,13 +97,14 @@ pub struct Header {
 }
 
 impl Header {
-    fn read(reader: &mut Reader<'_>) -> Option<([u8; 8], Self, [u8; 2], [u8; 24])> {
-        let magic = reader.take_array()?;
+    /// The header, whether its flags are zero, and whether its reserved bytes are.
+    fn read(reader: &mut Reader<'_>) -> Option<(Self, bool, bool)> {
+        reader.take_array::<8>().filter(|magic| *magic == MAGIC)?;
         let (major, min_reader_minor, writer_minor) = (reader.u16()?, reader.u16()?, reader.u16()?);
-        let flags = reader.take_array()?;
+        let no_flags = reader.u16()? == 0;
         let (manifest, signatures, payload) = (reader.u64()?, reader.u64()?, reader.u64()?);
         let version = FormatVersion { major, min_reader_minor, writer_minor };
-        Some((magic, Self { version, manifest, signatures, payload }, flags, reader.take_array()?))
+        Some((Self { version, manifest, signatures, payload }, no_flags, reader.take_array()? == [0; 24]))
     }
 
     fn write(&self, out: &mut Vec<u8>) {
@@ -190,9 +191,9 @@ impl<'a> Container<'a> {
         let mut reader = Reader::new(bytes);
         let length = |what, expected, found: usize| ContainerError::Length { what, expected, found: found as u64 };
         let short = || length("header", HEADER_BYTES as u64, bytes.len());
-        let (_, header, flags, reserved) = Header::read(&mut reader).ok_or_else(short)?;
+        let (header, no_flags, none_reserved) = Header::read(&mut reader).ok_or_else(short)?;
         header.check()?;
-        for (what, zero) in [("header flags", flags == [0; 2]), ("reserved header bytes", reserved == [0; 24])] {
+        for (what, zero) in [("header flags", no_flags), ("reserved header bytes", none_reserved)] {
             if !zero {
                 return Err(ContainerError::NotZero { what });
             }

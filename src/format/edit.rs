@@ -104,6 +104,19 @@ pub enum Layout {
     Columns,
 }
 
+impl Layout {
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Self::Rows => 0,
+            Self::Columns => 1,
+        }
+    }
+
+    pub(crate) fn of(code: u8) -> Option<Self> {
+        [Self::Rows, Self::Columns].into_iter().find(|layout| layout.code() == code)
+    }
+}
+
 impl fmt::Display for Layout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -495,7 +508,8 @@ mod tests {
             change(&mut parts);
             Edit::new(parts).unwrap_err().to_string()
         };
-        let cases: [(fn(&mut EditParts), &str); 9] = [
+        type Change = fn(&mut EditParts);
+        let cases: [(Change, &str); 9] = [
             (|p| p.rows = vec![], "rows of \"t\": expected at least one"),
             (|p| p.rows = vec![1, 3, 3], "strictly ascending order, found 3 after 3"),
             (|p| p.rows = vec![1, 3, 8], "expected row indices under 8, found 8"),

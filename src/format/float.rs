@@ -123,8 +123,11 @@ mod tests {
 
     #[test]
     fn narrowing_is_to_nearest_ties_to_even() {
-        let halfway =
-            [1.003_906_25, 1.011_718_75, -1.003_906_25, 2.5e-40, -0.0, 3e-8, 8.940_697e-8, 65_504.0, 0.1, 1e-3];
+        // Between neighbours of bfloat16 and of binary16, small, large, subnormal, and not between.
+        let halfway = [0x3f80_8000, 0x3f81_8000, 0xbf80_8000, 0x3f80_1000, 0x3f80_3000, 0x001b_3910, 0x3300_cf46]
+            .map(f32::from_bits)
+            .into_iter()
+            .chain([-0.0, 8.940_697e-8, 65_504.0, 0.1, 1e-3]);
         for value in halfway {
             assert_eq!(u16::from_le_bytes(Bf16::narrow(value)), nearest(Bf16::widen, value), "bf16 {value}");
             assert_eq!(u16::from_le_bytes(F16::narrow(value)), nearest(F16::widen, value), "f16 {value}");

@@ -3,20 +3,25 @@
 //! `spec/format.md` is the normative text; module and section names are the same.
 
 pub mod binding;
-pub(crate) mod codec;
+pub mod codec;
 pub mod container;
+pub mod draft;
 pub mod edit;
 pub(crate) mod float;
 pub mod frame;
 pub mod json;
 pub mod limits;
 pub mod manifest;
+pub mod payload;
 pub(crate) mod reader;
 pub mod residual;
+pub mod section;
 pub mod timestamp;
 
 pub use container::{Container, ContainerError, SignatureRecord};
+pub use draft::{Draft, Unsigned, WriteError};
 pub use edit::{Deltas, Edit, EditError, EditParts, Edits, Layout, Span, Vectors};
 pub use manifest::{Codec, Kind, Level, Manifest, ManifestError};
+pub use payload::{Payload, PayloadError};
 pub use residual::{Residual, ResidualBuilder, ResidualRow};
 pub use timestamp::Timestamp;
