@@ -310,7 +310,7 @@ mod tests {
             assert_eq!(fold_row(dtype, &mut row, &[0.0, -0.0, 0.0]), Ok(0));
             assert_eq!(row, before);
             let residual = residual_of(dtype, &before, &row, &[0.0; 3]).to_bytes();
-            assert_eq!(residual[4 * LANES..], vec![0; before.len()]);
+            assert_eq!(residual[..before.len()], vec![0; before.len()]);
         }
     }
 
@@ -335,11 +335,7 @@ mod tests {
         assert_eq!(row, bytes_of(Dtype::Bf16, &[1.0]), "the weight is absorbed");
         let residual = residual_of(Dtype::Bf16, &before, &row, &delta);
         let doubled = u16::from_le_bytes([before[0], before[1]]) * 2;
-        assert_eq!(
-            residual.to_bytes()[4 * LANES..],
-            doubled.to_le_bytes(),
-            "subtracting gives 0: all of it is missing"
-        );
+        assert_eq!(residual.to_bytes()[..2], doubled.to_le_bytes(), "subtracting gives 0: all of it is missing");
         unfold_row(Dtype::Bf16, &mut row, &delta, only_row(Dtype::Bf16, &residual, 1)).unwrap();
         assert_eq!(row, before);
     }

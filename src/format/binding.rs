@@ -189,7 +189,8 @@ impl Counted {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::edit::{Deltas, EditParts, Layout};
+    use crate::format::edit::{Deltas, EditParts};
+    use crate::format::vectors::Layout;
     use serde_json::json;
 
     fn edit(layout: Layout, rows: &[u32]) -> Edit {

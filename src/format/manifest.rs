@@ -2,14 +2,16 @@
 //!
 //! A parsed manifest is never written again: its bytes are what was signed (`spec/format.md`, *Manifest*).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::digest::{Blake3, Sha256};
 use crate::format::json::{self, NotStrict};
-use crate::format::limits::*;
+use crate::format::limits::MAX_MANIFEST_BYTES;
+pub use crate::format::names::{Codec, Kind, Level};
+use crate::format::rules;
 use crate::format::timestamp::Timestamp;
 use crate::tensor::{Dtype, Shape, TensorName};
 
@@ -48,103 +50,6 @@ pub enum ManifestError {
         /// What is there.
         found: String,
     },
-}
-
-/// Names known to this version, and any other name, kept: an open enumeration.
-macro_rules! open_enum {
-    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $text:literal,)* }) => {
-        $(#[$meta])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(from = "String", into = "String")]
-        pub enum $name {
-            $($(#[$doc])* $variant,)*
-            /// A name that this version does not know.
-            Other(String),
-        }
-
-        impl $name {
-            /// The name as written.
-            pub fn as_str(&self) -> &str {
-                match self {
-                    $(Self::$variant => $text,)*
-                    Self::Other(name) => name,
-                }
-            }
-
-            /// Whether this version knows it.
-            pub fn is_known(&self) -> bool {
-                !matches!(self, Self::Other(_))
-            }
-        }
-
-        impl From<String> for $name {
-            fn from(name: String) -> Self {
-                match name.as_str() {
-                    $($text => Self::$variant,)*
-                    _ => Self::Other(name),
-                }
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(name: $name) -> Self {
-                name.as_str().to_owned()
-            }
-        }
-    };
-}
-
-open_enum! {
-    /// What a section holds.
-    Kind {
-        /// Which rows of which tensors change, and their clusters. Critical.
-        Rows = "rows",
-        /// The shared deltas. Critical.
-        Deltas = "deltas",
-        /// What undoes the fold on the exact base. Not critical.
-        Residual = "residual",
-    }
-}
-
-open_enum! {
-    /// How a section is stored.
-    Codec {
-        /// As it is.
-        Raw = "raw",
-        /// One zstd frame.
-        Zstd = "zstd",
-        /// Two byte planes, the most significant first, then one zstd frame.
-        Planes2Zstd = "planes2+zstd",
-        /// Four byte planes, then one zstd frame.
-        Planes4Zstd = "planes4+zstd",
-        /// 16-bit words rotated left by one bit, then as `planes2+zstd`.
-        Float2Zstd = "float2+zstd",
-        /// 32-bit words rotated left by one bit, then as `planes4+zstd`.
-        Float4Zstd = "float4+zstd",
-    }
-}
-
-open_enum! {
-    /// How closely a checkpoint must match the base.
-    Level {
-        /// Every touched tensor is the base's, byte for byte.
-        Exact = "exact",
-        /// A fine-tuned child of the base, within a signed tolerance.
-        Descendant = "descendant",
-        /// Any checkpoint of the base's architecture.
-        Architecture = "architecture",
-    }
-}
-
-impl Kind {
-    /// Whether a reader must understand sections of this kind to apply the patch; `None` where the writer decides.
-    pub fn critical(&self) -> Option<bool> {
-        match self {
-            Self::Rows | Self::Deltas => Some(true),
-            Self::Residual => Some(false),
-            Self::Other(_) => None,
-        }
-    }
 }
 
 /// Versions of the format, repeated from the header so that they are signed.
@@ -342,12 +247,12 @@ impl Manifest {
         json::check(bytes)?;
         let statement: Statement<Self> =
             serde_json::from_slice(bytes).map_err(|error| ManifestError::Structure { reason: error.to_string() })?;
-        rule("_type", STATEMENT_TYPE, &statement._type)?;
-        rule("predicateType", PREDICATE_TYPE, &statement.predicate_type)?;
+        rules::equal("_type", STATEMENT_TYPE, &statement._type)?;
+        rules::equal("predicateType", PREDICATE_TYPE, &statement.predicate_type)?;
         let manifest = statement.predicate;
         manifest.check()?;
         if statement.subject != manifest.subjects() {
-            return Err(broken("subject", "the name and digests of each section, in order", "another list"));
+            return Err(rules::broken("subject", "the name and digests of each section, in order", "another list"));
         }
         Ok(manifest)
     }
@@ -367,7 +272,7 @@ impl Manifest {
             serde_json::to_vec(&statement).map_err(|error| ManifestError::Structure { reason: error.to_string() })?;
         match Self::parse(&bytes)? == *self {
             true => Ok(bytes),
-            false => Err(broken("extensions", "members with names of their own", "a name already in use")),
+            false => Err(rules::broken("extensions", "members with names of their own", "a name already in use")),
         }
     }
 
@@ -407,119 +312,4 @@ impl Manifest {
         let subject = |entry: &SectionEntry| Subject { name: entry.name.clone(), digest: digest(&entry.content) };
         self.sections.iter().map(subject).collect()
     }
-
-    fn check(&self) -> Result<(), ManifestError> {
-        if !self.format.is_readable() {
-            let FormatVersion { major, writer_minor, .. } = FormatVersion::CURRENT;
-            let found = format!("major {}, min_reader_minor {}", self.format.major, self.format.min_reader_minor);
-            return Err(broken("format", &format!("major {major}, min_reader_minor up to {writer_minor}"), &found));
-        }
-        label("name", &self.name)?;
-        label("series", &self.series)?;
-        label("tool.name", &self.tool.name)?;
-        label("tool.version", &self.tool.version)?;
-        if self.sequence == 0 {
-            return Err(broken("sequence", "a number from 1", "0"));
-        }
-        at_most("supersedes", MAX_SUPERSEDES, self.supersedes.len())?;
-        distinct("supersedes", self.supersedes.iter())?;
-        self.requires.iter().try_for_each(|rule| label("requires", rule))?;
-        distinct("requires", self.requires.iter())?;
-        let creation = serde_json::to_vec(&self.creation).map_or(usize::MAX, |bytes| bytes.len());
-        at_most("bytes of creation", MAX_CREATION_BYTES, creation)?;
-        self.check_sections()?;
-        self.check_base()
-    }
-
-    fn check_sections(&self) -> Result<(), ManifestError> {
-        at_most("sections", MAX_SECTIONS, self.sections.len())?;
-        distinct("section names", self.sections.iter().map(|entry| &entry.name))?;
-        self.sections.iter().try_for_each(check_section)?;
-        let known = self.sections.iter().map(|entry| &entry.kind).filter(|kind| kind.is_known());
-        distinct("section kinds", known)?;
-        for kind in [Kind::Rows, Kind::Deltas] {
-            if self.section(&kind).is_none() {
-                return Err(broken("sections", &format!("one of kind {:?}", kind.as_str()), "none"));
-            }
-        }
-        let root = Self::compute_content_root(&self.sections);
-        rule("content_root", &root.to_string(), &self.content_root.to_string())
-    }
-
-    fn check_base(&self) -> Result<(), ManifestError> {
-        label("base.name", &self.base.name)?;
-        label("base.architecture.model_type", &self.base.architecture.model_type)?;
-        at_most("base.architecture.config", MAX_CONFIG_KEYS, self.base.architecture.config.len())?;
-        for (key, value) in &self.base.architecture.config {
-            label("base.architecture.config", key)?;
-            at_most("bytes of a base.architecture.config value", MAX_CONFIG_VALUE_BYTES, value.len())?;
-        }
-        self.base.levels.iter().try_for_each(|level| label("base.levels", level.as_str()))?;
-        distinct("base.levels", self.base.levels.iter())?;
-        if !self.base.levels.contains(&Level::Exact) {
-            return Err(broken("base.levels", "a list with \"exact\"", &format!("{:?}", self.base.levels)));
-        }
-        let names = |tensors: &[BaseTensor]| tensors.iter().map(|tensor| tensor.name.clone()).collect::<Vec<_>>();
-        let names = names(&self.base.tensors);
-        at_most("base.tensors", MAX_EDITS, names.len())?;
-        if names.is_empty() || !names.is_sorted_by(|before, name| before < name) {
-            return Err(broken("base.tensors", "at least one, by strictly ascending name", "another order or none"));
-        }
-        match names.iter().eq(self.result.tensors.iter().map(|tensor| &tensor.name)) {
-            true => Ok(()),
-            false => Err(broken("result.tensors", "the tensors of base.tensors, in order", "another list")),
-        }
-    }
-}
-
-fn check_section(entry: &SectionEntry) -> Result<(), ManifestError> {
-    label("section name", &entry.name)?;
-    label("section kind", entry.kind.as_str())?;
-    label("section codec", entry.codec.as_str())?;
-    let what = |field: &str| format!("section {:?}: {field}", entry.name);
-    if entry.kind.critical().is_some_and(|critical| critical != entry.critical) {
-        return Err(broken(&what("critical"), &(!entry.critical).to_string(), &entry.critical.to_string()));
-    }
-    for (field, length) in [("stored.length", entry.stored.length), ("content.length", entry.content.length)] {
-        if length > MAX_SECTION_BYTES {
-            return Err(broken(&what(field), &format!("at most {MAX_SECTION_BYTES}"), &length.to_string()));
-        }
-    }
-    let same = (entry.stored.length, entry.stored.blake3) == (entry.content.length, entry.content.blake3);
-    if entry.codec == Codec::Raw && !same {
-        return Err(broken(&what("stored"), "the length and digest of content, as codec is raw", "others"));
-    }
-    Ok(())
-}
-
-fn label(what: &str, text: &str) -> Result<(), ManifestError> {
-    if !text.is_empty() && text.len() <= MAX_LABEL_BYTES && !text.chars().any(char::is_control) {
-        return Ok(());
-    }
-    let found: String = text.chars().take(80).collect();
-    Err(broken(what, &format!("1 to {MAX_LABEL_BYTES} bytes of printable text"), &format!("{found:?}")))
-}
-
-fn distinct<T: Ord + std::fmt::Debug>(what: &str, items: impl Iterator<Item = T>) -> Result<(), ManifestError> {
-    let mut seen = BTreeSet::new();
-    for item in items {
-        let found = format!("{item:?} twice");
-        if !seen.insert(item) {
-            return Err(broken(what, "each once", &found));
-        }
-    }
-    Ok(())
-}
-
-fn at_most(what: &str, limit: usize, found: usize) -> Result<(), ManifestError> {
-    if found <= limit { Ok(()) } else { Err(broken(what, &format!("at most {limit}"), &found.to_string())) }
-}
-
-fn rule(what: &str, expected: &str, found: &str) -> Result<(), ManifestError> {
-    let cut: String = found.chars().take(80).collect();
-    if expected == found { Ok(()) } else { Err(broken(what, &format!("{expected:?}"), &format!("{cut:?}"))) }
-}
-
-fn broken(what: &str, expected: &str, found: &str) -> ManifestError {
-    ManifestError::Rule { what: what.to_owned(), expected: expected.to_owned(), found: found.to_owned() }
 }

@@ -111,13 +111,12 @@ impl ResidualBuilder {
 }
 
 impl Residual {
-    /// The content of a `residual` section: counts per lane and row, low halves before high halves; then the lanes.
+    /// The content of a `residual` section: the lanes; then each row's count per lane, low halves before high halves.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let columns = || (0..LANES).flat_map(|lane| self.counts.iter().filter_map(move |row| row.get(lane)));
-        let low = columns().flat_map(|count| (*count as u16).to_le_bytes());
-        let high = columns().flat_map(|count| ((count >> 16) as u16).to_le_bytes());
-        let mut out: Vec<u8> = low.chain(high).collect();
-        self.lanes.iter().for_each(|lane| out.extend(lane));
+        let mut out = self.lanes.concat();
+        let counts = || (0..LANES).flat_map(|lane| self.counts.iter().filter_map(move |row| row.get(lane)));
+        out.extend(counts().flat_map(|count| (*count as u16).to_le_bytes()));
+        out.extend(counts().flat_map(|count| ((count >> 16) as u16).to_le_bytes()));
         out
     }
 
@@ -126,26 +125,25 @@ impl Residual {
     /// # Errors
     /// Rows, elements or bytes missing or left over.
     pub fn from_bytes(edits: &Edits, bytes: &[u8]) -> Result<Self, ResidualError> {
+        let half = (edits.rows() * LANES * 2) as u64;
+        let expected = edits.touched_bytes().saturating_add(2 * half);
+        let length = ResidualError::Length { expected, found: bytes.len() as u64 };
         let mut reader = Reader::new(bytes);
-        let (rows, found) = (edits.rows(), bytes.len() as u64);
-        let head = (rows * LANES * 4) as u64;
-        let short = ResidualError::Length { expected: head.saturating_add(edits.touched_bytes()), found };
-        let (low, high) = (reader.sub(head / 2), reader.sub(head / 2));
-        let (Some(low), Some(high)) = (low, high) else { return Err(short) };
-        let mut counts = vec![[0; LANES]; rows];
-        let halves = low.as_chunks::<2>().0.iter().zip(high.as_chunks::<2>().0);
-        for (index, (low, high)) in halves.enumerate() {
-            let count = u32::from(u16::from_le_bytes(*low)) | u32::from(u16::from_le_bytes(*high)) << 16;
-            if let Some(cell) = counts.get_mut(index % rows).and_then(|row| row.get_mut(index / rows)) {
-                *cell = count;
-            }
+        let (Some(mut values), Some(low), Some(high)) =
+            (reader.sub(edits.touched_bytes()).map(Reader::new), reader.sub(half), reader.sub(half))
+        else {
+            return Err(length);
+        };
+        if !reader.is_empty() {
+            return Err(length);
         }
+        let counts = read_counts(edits.rows(), low, high);
         let starts = locate(edits, &counts)?;
         let mut lanes: [Vec<u8>; LANES] = Default::default();
-        for (lane, length) in lanes.iter_mut().zip(lane_bytes(edits, &counts)) {
-            *lane = reader.sub(length as u64).ok_or_else(|| short.clone())?.to_vec();
+        for (lane, bytes) in lanes.iter_mut().zip(lane_bytes(edits, &counts)) {
+            *lane = values.sub(bytes as u64).ok_or_else(|| length.clone())?.to_vec();
         }
-        if reader.is_empty() { Ok(Self { counts, lanes, starts }) } else { Err(short) }
+        Ok(Self { counts, lanes, starts })
     }
 
     /// The residuals of the rows of `edits[index]`, in order; nothing past the last edit.
@@ -164,6 +162,18 @@ impl Residual {
             row
         })
     }
+}
+
+fn read_counts(rows: usize, low: &[u8], high: &[u8]) -> Vec<Counts> {
+    let mut counts = vec![[0; LANES]; rows];
+    let halves = low.as_chunks::<2>().0.iter().zip(high.as_chunks::<2>().0);
+    for (index, (low, high)) in halves.enumerate() {
+        let count = u32::from(u16::from_le_bytes(*low)) | u32::from(u16::from_le_bytes(*high)) << 16;
+        if let Some(cell) = counts.get_mut(index % rows).and_then(|row| row.get_mut(index / rows)) {
+            *cell = count;
+        }
+    }
+    counts
 }
 
 /// Where each edit begins, once every row is known to have one value per element.
@@ -195,4 +205,82 @@ fn lane_bytes(edits: &Edits, counts: &[Counts]) -> [usize; LANES] {
         total.iter_mut().zip(counts).for_each(|(total, count)| *total += *count as usize * size);
         total
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{Deltas, EditParts, Layout};
+    use crate::tensor::{Dtype, Shape, TensorName};
+
+    fn edits() -> Edits {
+        let edit = |name: &str, dtype: Dtype| {
+            Edit::new(EditParts {
+                tensor: TensorName::new(name).unwrap(),
+                dtype,
+                shape: Shape::new([9, 2]).unwrap(),
+                layout: Layout::Rows,
+                rows: vec![4, 7],
+                clusters: vec![0, 0],
+                deltas: Deltas::new(Dtype::Bf16, 2, vec![1.0, 2.0]).unwrap(),
+            })
+            .unwrap()
+        };
+        Edits::new(vec![edit("a", Dtype::Bf16), edit("b", Dtype::F32)]).unwrap()
+    }
+
+    fn residual() -> ResidualBuilder {
+        let mut builder = ResidualBuilder::new();
+        for (lanes, value) in [([0, 3], &[1, 2][..]), ([3, 3], &[3, 4]), ([3, 0], &[5, 6, 7, 8]), ([14, 0], &[9; 4])] {
+            lanes.iter().for_each(|lane| builder.push(*lane, value));
+            builder.end_row();
+        }
+        builder
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let bytes = residual().finish(&edits()).unwrap().to_bytes();
+        let lane0 = [1, 2, 5, 6, 7, 8, 9, 9, 9, 9];
+        let lane3 = [1, 2, 3, 4, 3, 4, 5, 6, 7, 8];
+        let lane14 = [9, 9, 9, 9];
+        assert_eq!(bytes[..24], [&lane0[..], &lane3, &lane14].concat());
+        let counts: Vec<u16> = bytes[24..].as_chunks().0.iter().map(|bytes| u16::from_le_bytes(*bytes)).collect();
+        assert_eq!(counts.len(), 2 * 15 * 4);
+        assert_eq!(counts[..4], [1, 0, 1, 1], "lane 0");
+        assert_eq!(counts[3 * 4..4 * 4], [1, 2, 1, 0], "lane 3");
+        assert_eq!(counts[14 * 4..15 * 4], [0, 0, 0, 1], "lane 14");
+        assert_eq!(counts[15 * 4..], [0; 60], "high halves");
+    }
+
+    #[test]
+    fn rows_can_be_had_alone() {
+        let edits = edits();
+        let residual = Residual::from_bytes(&edits, &residual().finish(&edits).unwrap().to_bytes()).unwrap();
+        let edit = edits.iter().nth(1).unwrap();
+        let mut row = residual.rows(1, edit).nth(1).unwrap();
+        assert_eq!(row.take::<4>(3), None);
+        assert_eq!((row.take::<4>(14), row.take::<4>(0)), (Some([9; 4]), Some([9; 4])));
+        assert!(row.is_empty());
+        assert_eq!(residual.rows(0, edits.iter().next().unwrap()).count(), 2);
+        assert_eq!(residual.rows(2, edit).count(), 0);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let edits = edits();
+        let bytes = residual().finish(&edits).unwrap().to_bytes();
+        let refused = |bytes: &[u8]| Residual::from_bytes(&edits, bytes).unwrap_err();
+        assert!(matches!(refused(&bytes[1..]), ResidualError::Length { expected: 264, found: 263 }));
+        assert!(matches!(refused(&[&bytes[..], &[0]].concat()), ResidualError::Length { found: 265, .. }));
+        let mut more = bytes.clone();
+        more[24] = 2;
+        assert!(matches!(refused(&more), ResidualError::Columns { row: 4, expected: 2, found: 3, .. }));
+        let mut huge = bytes.clone();
+        huge[24 + 120 + 1] = 0xff;
+        assert!(matches!(refused(&huge), ResidualError::Columns { .. }));
+        let mut builder = residual();
+        builder.end_row();
+        assert_eq!(builder.finish(&edits), Err(ResidualError::Rows { expected: 4, found: 5 }));
+    }
 }

@@ -5,10 +5,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::format::codec::{self, CodecError};
-use crate::format::edit::{Deltas, Edit, EditError, EditParts, Edits, Layout, Vectors};
+use crate::format::edit::{Deltas, Edit, EditError, EditParts, Edits};
 use crate::format::float;
 use crate::format::reader::Reader;
 use crate::format::residual::ResidualError;
+use crate::format::vectors::{Layout, Vectors};
 use crate::tensor::{Dtype, Shape, TensorError, TensorName};
 
 /// Why a section's content is refused.
