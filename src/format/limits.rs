@@ -12,6 +12,8 @@ pub const MAX_JSON_INTEGER: u64 = 1 << 53;
 pub const MAX_CREATION_BYTES: usize = 4 << 20;
 /// Bytes of a name, series, tool or label in the manifest: a line that fits on a screen.
 pub const MAX_LABEL_BYTES: usize = 200;
+/// Rules that one patch may require.
+pub const MAX_REQUIRES: usize = 64;
 /// Patches that one patch may supersede.
 pub const MAX_SUPERSEDES: usize = 64;
 /// Configuration keys that fix the architecture.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::format::limits::{
     MAX_CONFIG_KEYS, MAX_CONFIG_VALUE_BYTES, MAX_CREATION_BYTES, MAX_EDITS, MAX_LABEL_BYTES, MAX_PAYLOAD_BYTES,
-    MAX_SECTION_BYTES, MAX_SECTIONS, MAX_SUPERSEDES,
+    MAX_REQUIRES, MAX_SECTION_BYTES, MAX_SECTIONS, MAX_SUPERSEDES,
 };
 use crate::format::manifest::{BaseTensor, Codec, FormatVersion, Kind, Level, Manifest, ManifestError, SectionEntry};
 
@@ -25,7 +25,7 @@ impl Manifest {
         }
         at_most("supersedes", MAX_SUPERSEDES, self.supersedes.len())?;
         distinct("supersedes", self.supersedes.iter())?;
-        at_most("requires", MAX_SECTIONS, self.requires.len())?;
+        at_most("requires", MAX_REQUIRES, self.requires.len())?;
         self.requires.iter().try_for_each(|rule| label("requires", rule))?;
         distinct("requires", self.requires.iter())?;
         let creation = serde_json::to_vec(&self.creation).map_or(usize::MAX, |bytes| bytes.len());
