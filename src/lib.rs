@@ -1,5 +1,6 @@
 //! Signed, compressed, auditable safety patches for open language models.
 
+pub mod checkpoint;
 pub mod digest;
 pub mod fold;
 pub mod format;

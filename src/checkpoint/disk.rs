@@ -1,0 +1,201 @@
+//! Every call that changes the disk, in one place.
+//!
+//! So each names its file when it fails, and a test can fail or kill the process at each.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use super::CheckpointError;
+
+type Result<T> = std::result::Result<T, CheckpointError>;
+
+/// Creates a file that must not exist, for reading and writing.
+pub(crate) fn create(path: &Path) -> Result<File> {
+    fault::step(path)
+        .and_then(|()| OpenOptions::new().read(true).write(true).create_new(true).open(path))
+        .map_err(failed("create", path))
+}
+
+/// Creates a file with these bytes and forces them to the disk.
+pub(crate) fn create_with(path: &Path, bytes: &[u8]) -> Result<()> {
+    let file = create(path)?;
+    write_at(&file, path, bytes, 0)?;
+    sync(&file, path)
+}
+
+/// Writes a new file whole or not at all: to a temporary name beside it, forced to the disk, then renamed.
+///
+/// # Errors
+/// The file exists, or the disk refuses. Nothing is left behind.
+pub fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let partial = path.with_file_name(format!(".{name}.partial-{}", std::process::id()));
+    let written = create_with(&partial, bytes).and_then(|()| rename(&partial, path));
+    if written.is_err() {
+        remove(&partial)?;
+    }
+    written
+}
+
+/// Makes `to`, a new file, a clone of `from` that shares its blocks; `false` where the file system cannot.
+#[cfg(target_os = "linux")]
+pub(crate) fn clone_blocks(from: &File, to: &File, path: &Path) -> Result<bool> {
+    fault::step(path).map_err(failed("write", path))?;
+    Ok(rustix::fs::ioctl_ficlone(to, from).is_ok())
+}
+
+/// Makes `to`, a new file, a clone of `from` that shares its blocks; `false` where the file system cannot.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn clone_blocks(_: &File, _: &File, _: &Path) -> Result<bool> {
+    Ok(false)
+}
+
+/// Appends the next `length` bytes of `from` to `to`; gives how many there were.
+pub(crate) fn append(from: &File, to: &File, path: &Path, length: u64) -> Result<u64> {
+    let (mut from, mut to) = (from.take(length), to);
+    fault::step(path).and_then(|()| io::copy(&mut from, &mut to)).map_err(failed("copy to", path))
+}
+
+/// Sets a file's or folder's permission bits.
+pub(crate) fn set_mode(path: &Path, permissions: Permissions) -> Result<()> {
+    fault::step(path).and_then(|()| fs::set_permissions(path, permissions)).map_err(failed("set the mode of", path))
+}
+
+/// Opens an existing file for reading and writing, never through a symbolic link.
+pub(crate) fn open_rw(path: &Path) -> Result<File> {
+    let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+    fault::step(path)
+        .and_then(|()| OpenOptions::new().read(true).write(true).custom_flags(flags).open(path))
+        .map_err(failed("open for writing", path))
+}
+
+/// Writes all of `bytes` at `offset`.
+pub(crate) fn write_at(file: &File, path: &Path, bytes: &[u8], offset: u64) -> Result<()> {
+    fault::tear(|| {
+        let half = bytes.get(..bytes.len() / 2).unwrap_or_default();
+        let _ = file.write_all_at(half, offset);
+    });
+    fault::step(path).and_then(|()| file.write_all_at(bytes, offset)).map_err(failed("write", path))
+}
+
+/// Forces a file's bytes to the disk.
+pub(crate) fn sync(file: &File, path: &Path) -> Result<()> {
+    fault::step(path).and_then(|()| file.sync_all()).map_err(failed("sync", path))
+}
+
+/// Forces a folder's entries to the disk.
+pub(crate) fn sync_dir(path: &Path) -> Result<()> {
+    fault::step(path).and_then(|()| File::open(path)?.sync_all()).map_err(failed("sync", path))
+}
+
+/// Creates a folder that must not exist.
+pub(crate) fn create_dir(path: &Path) -> Result<()> {
+    fault::step(path).and_then(|()| fs::create_dir(path)).map_err(failed("create", path))
+}
+
+/// Renames within a file system; `to` must not exist.
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
+    fault::step(to).and_then(|()| rename_new(from, to)).map_err(failed("rename to", to))
+}
+
+/// Removes a file; one that is not there is fine.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    match fault::step(path).and_then(|()| fs::remove_file(path)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(failed("remove", path)),
+    }
+}
+
+/// Removes a folder if it is empty; says whether it is gone.
+pub(crate) fn remove_empty_dir(path: &Path) -> Result<bool> {
+    match fault::step(path).and_then(|()| fs::remove_dir(path)) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(false),
+        Err(error) => Err(failed("remove", path)(error)),
+    }
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
+    CheckpointError::io(action, path)
+}
+
+#[cfg(target_os = "linux")]
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => rename_checked(from, to),
+        other => Ok(other?),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    rename_checked(from, to)
+}
+
+/// For file systems that cannot refuse to replace: a look before the leap.
+fn rename_checked(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(to) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::rename(from, to),
+        Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Faults on demand, for tests of the debug build: `NESTPATCH_FAULT=KIND@N` strikes at the N-th call above, counted
+/// from 1. `kill` ends the process there, after half of a write; `enospc`, `eio` and `eacces` fail that call.
+#[cfg(debug_assertions)]
+mod fault {
+    use std::io;
+    use std::path::Path;
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    static PLAN: OnceLock<Option<(String, u64)>> = OnceLock::new();
+
+    fn plan() -> Option<&'static (String, u64)> {
+        PLAN.get_or_init(|| {
+            let text = std::env::var("NESTPATCH_FAULT").ok()?;
+            let (kind, at) = text.split_once('@')?;
+            Some((kind.to_owned(), at.parse().ok()?))
+        })
+        .as_ref()
+    }
+
+    pub(super) fn tear(half: impl FnOnce()) {
+        let next = CALLS.load(Ordering::SeqCst) + 1;
+        if plan().is_some_and(|(kind, at)| kind == "kill" && *at == next) {
+            half();
+        }
+    }
+
+    pub(super) fn step(path: &Path) -> io::Result<()> {
+        let call = CALLS.fetch_add(1, Ordering::SeqCst) + 1;
+        let Some((kind, _)) = plan().filter(|(_, at)| *at == call) else { return Ok(()) };
+        match kind.as_str() {
+            "kill" => {
+                eprintln!("killed at call {call}: {}", path.display());
+                std::process::abort();
+            }
+            "enospc" => Err(io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error())),
+            "eacces" => Err(io::Error::from_raw_os_error(rustix::io::Errno::ACCESS.raw_os_error())),
+            _ => Err(io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error())),
+        }
+    }
+}
+
+#[cfg(not(debug_assertions))]
+mod fault {
+    use std::io;
+    use std::path::Path;
+
+    pub(super) fn tear(_: impl FnOnce()) {}
+
+    pub(super) fn step(_: &Path) -> io::Result<()> {
+        Ok(())
+    }
+}

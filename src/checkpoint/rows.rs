@@ -1,0 +1,144 @@
+//! Single vectors of a tensor: read, written, and laid over bytes that stream by.
+
+use std::fs::File;
+use std::path::Path;
+
+use super::{Checkpoint, CheckpointError, TensorInfo, disk};
+use crate::format::edit::Span;
+
+/// Where a vector's bytes lie in its tensor: `count` pieces of `size` bytes, `stride` bytes from one to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cells {
+    pub(super) offset: u64,
+    pub(super) size: usize,
+    pub(super) stride: u64,
+    pub(super) count: usize,
+}
+
+impl Cells {
+    /// The cells of a span of elements that take `element` bytes each. A contiguous vector is one cell.
+    pub fn new(span: Span, element: usize) -> Self {
+        let bytes = element as u64;
+        let offset = span.start.saturating_mul(bytes);
+        match span.stride {
+            1 => Self { offset, size: span.len.saturating_mul(element), stride: 0, count: 1 },
+            stride => Self { offset, size: element, stride: stride.saturating_mul(bytes), count: span.len },
+        }
+    }
+
+    /// Bytes of the whole vector.
+    pub fn bytes(self) -> usize {
+        self.size.saturating_mul(self.count)
+    }
+
+    /// Whether all of it lies in a tensor of `length` bytes.
+    pub(super) fn fits(self, length: u64) -> bool {
+        let last = (self.count as u64).checked_sub(1).and_then(|steps| self.stride.checked_mul(steps));
+        let end = last.and_then(|last| self.offset.checked_add(last)?.checked_add(self.size as u64));
+        end.is_some_and(|end| end <= length)
+    }
+
+    /// Byte offset of each cell in the tensor.
+    pub(super) fn offsets(self) -> impl Iterator<Item = u64> {
+        (0..self.count as u64).map(move |step| self.offset + self.stride * step)
+    }
+
+    /// Copies the part of `vector` that falls into `piece`, the tensor's bytes from `begin` on. Cells are never cut
+    /// within an element as long as pieces hold whole elements.
+    pub fn overlay(self, vector: &[u8], begin: u64, piece: &mut [u8]) {
+        let end = begin + piece.len() as u64;
+        let first = match self.stride {
+            0 => 0,
+            stride => begin.saturating_sub(self.offset).saturating_sub(self.size as u64 - 1).div_ceil(stride),
+        };
+        let cells = self.offsets().zip(vector.chunks_exact(self.size)).skip(first as usize);
+        for (offset, cell) in cells.take_while(|(offset, _)| *offset < end) {
+            let (from, to) = (offset.max(begin), (offset + cell.len() as u64).min(end));
+            if from < to {
+                let source = cell.get((from - offset) as usize..(to - offset) as usize);
+                let target = piece.get_mut((from - begin) as usize..(to - begin) as usize);
+                if let (Some(source), Some(target)) = (source, target) {
+                    target.copy_from_slice(source);
+                }
+            }
+        }
+    }
+}
+
+impl Checkpoint {
+    /// Reads one vector of a tensor, gathered; `buffer` takes its length.
+    ///
+    /// # Errors
+    /// The vector lies outside the tensor, or reading fails.
+    pub fn read_vector(&self, tensor: &TensorInfo, cells: Cells, buffer: &mut Vec<u8>) -> Result<(), CheckpointError> {
+        if !cells.fits(tensor.length) {
+            return Err(self.out_of_bounds(tensor, format!("a vector at byte {}", cells.offset)));
+        }
+        buffer.resize(cells.bytes(), 0);
+        let mut parts = cells.offsets().zip(buffer.chunks_exact_mut(cells.size));
+        parts.try_for_each(|(offset, part)| self.read_at(tensor, offset, part))
+    }
+}
+
+/// Writes one gathered vector of a tensor into an open shard.
+pub(super) fn write(
+    file: &File,
+    path: &Path,
+    tensor: &TensorInfo,
+    cells: Cells,
+    bytes: &[u8],
+) -> Result<(), CheckpointError> {
+    if !cells.fits(tensor.length) || bytes.len() != cells.bytes() {
+        let (dir, name, shape) = (path.to_owned(), tensor.name.clone(), tensor.shape.clone());
+        return Err(CheckpointError::Bounds { dir, tensor: name, shape, what: "a vector to write".to_owned() });
+    }
+    scatter(file, path, tensor.begin, cells, bytes)
+}
+
+/// Writes a gathered vector to its cells, offsets counted from `base`.
+pub(super) fn scatter(file: &File, path: &Path, base: u64, cells: Cells, bytes: &[u8]) -> Result<(), CheckpointError> {
+    let mut parts = cells.offsets().zip(bytes.chunks_exact(cells.size));
+    parts.try_for_each(|(offset, part)| disk::write_at(file, path, part, base + offset))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Overlaying piece by piece is the same as scattering into the whole, however the pieces are cut.
+        #[test]
+        fn overlay_is_scatter(
+            element in prop_oneof![Just(2_usize), Just(4)],
+            start in 0_u64..9, stride in 1_u64..6, len in 1_usize..9, cut in 1_usize..20,
+        ) {
+            let span = Span { start, stride, len };
+            let cells = Cells::new(span, element);
+            let elements = (start + stride * len as u64) as usize + 3;
+            let vector: Vec<u8> = (1..=(len * element) as u8).collect();
+            let mut expected = vec![0; elements * element];
+            for (index, value) in vector.chunks(element).enumerate() {
+                let at = (start + stride * index as u64) as usize * element;
+                expected[at..at + element].copy_from_slice(value);
+            }
+            let mut found = vec![0; elements * element];
+            let mut begin = 0;
+            for piece in found.chunks_mut(cut * element) {
+                let length = piece.len() as u64;
+                cells.overlay(&vector, begin, piece);
+                begin += length;
+            }
+            prop_assert!(cells.fits(expected.len() as u64));
+            prop_assert_eq!(found, expected);
+        }
+
+        #[test]
+        fn what_does_not_fit_is_noticed(start in 0_u64..9, stride in 1_u64..6, len in 1_usize..9) {
+            let cells = Cells::new(Span { start, stride, len }, 2);
+            let end = (start + stride * (len as u64 - 1) + 1) * 2;
+            prop_assert!(cells.fits(end));
+            prop_assert!(!cells.fits(end - 1));
+        }
+    }
+}
