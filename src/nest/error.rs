@@ -1,0 +1,195 @@
+//! What can go wrong between prompts and edits.
+
+use crate::decoder::DecoderError;
+use crate::eval::EvalError;
+use crate::format::EditError;
+
+/// Why a NeST run failed: what, where, expected and found.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NestError {
+    /// A file that cannot be read.
+    #[error("{path}: cannot be read")]
+    Read {
+        /// The file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A prompt file over the size limit.
+    #[error("{file}: {found} bytes of prompts, expected at most {}", super::prompts::MAX_FILE_BYTES)]
+    PromptFileSize {
+        /// The file.
+        file: String,
+        /// Its length in bytes.
+        found: u64,
+    },
+    /// A prompt file that is not UTF-8.
+    #[error("{file}: expected UTF-8 text, found another encoding at byte {offset}")]
+    PromptEncoding {
+        /// The file.
+        file: String,
+        /// The first byte that is not UTF-8.
+        offset: usize,
+    },
+    /// A prompt file without prompts.
+    #[error("{file}: expected at least one prompt, found none")]
+    NoPrompts {
+        /// The file.
+        file: String,
+    },
+    /// A column that the header does not have.
+    #[error("{file}: expected a column {column:?}, found {}", list(found))]
+    PromptColumn {
+        /// The file.
+        file: String,
+        /// The column asked for.
+        column: String,
+        /// The columns there are.
+        found: Vec<String>,
+    },
+    /// A field that an entry does not have.
+    #[error("{file}, entry {origin}: expected a field {field:?}, found {}", list(found))]
+    PromptField {
+        /// The file.
+        file: String,
+        /// The line or item, from 1.
+        origin: usize,
+        /// The field asked for.
+        field: String,
+        /// The fields there are.
+        found: Vec<String>,
+    },
+    /// An entry that is not what its format promises.
+    #[error("{file}, entry {origin}: {problem}")]
+    PromptEntry {
+        /// The file.
+        file: String,
+        /// The line or item, from 1.
+        origin: usize,
+        /// Expected and found.
+        problem: String,
+    },
+    /// A tokenizer that does not load.
+    #[error("{path}: not a tokenizer: {problem}")]
+    Tokenizer {
+        /// The file.
+        path: String,
+        /// What the tokenizers library says.
+        problem: String,
+    },
+    /// Text that cannot be encoded, or ids that cannot be decoded.
+    #[error("the tokenizer failed: {problem}")]
+    Encode {
+        /// What the tokenizers library says.
+        problem: String,
+    },
+    /// A configuration file that is not what it should be.
+    #[error("{path}: {problem}")]
+    Json {
+        /// The file.
+        path: String,
+        /// Expected and found.
+        problem: String,
+    },
+    /// A checkpoint without chat template.
+    #[error("{folder}: expected chat_template.jinja, or chat_template in tokenizer_config.json, found neither")]
+    NoTemplate {
+        /// The checkpoint.
+        folder: String,
+    },
+    /// A chat template that does not parse, raises, or runs too long.
+    #[error("chat template{}: {problem}", line.map(|line| format!(", line {line}")).unwrap_or_default())]
+    Template {
+        /// The line, from 1, where known.
+        line: Option<usize>,
+        /// What went wrong.
+        problem: String,
+    },
+    /// An option outside its range.
+    #[error("option {name}: expected {expected}, found {found}")]
+    OutOfRange {
+        /// The option.
+        name: &'static str,
+        /// The value given.
+        found: String,
+        /// The range.
+        expected: String,
+    },
+    /// The same prompt labelled harmful and benign.
+    #[error("{count} prompts are in both sets, the first at entry {first} of {harmful} and entry {second} of {benign}")]
+    Contradiction {
+        /// How many.
+        count: usize,
+        /// The harmful set.
+        harmful: String,
+        /// The entry in it.
+        first: usize,
+        /// The benign set.
+        benign: String,
+        /// The entry in it.
+        second: usize,
+    },
+    /// A class with too few prompts to fit and measure a probe, or too few lessons to train and hold out.
+    #[error("expected at least {expected} {class} prompts, found {found}")]
+    TooFewPrompts {
+        /// The class.
+        class: &'static str,
+        /// The least number.
+        expected: usize,
+        /// The number there is.
+        found: usize,
+    },
+    /// Harmful prompts without answers, and no refusals to give them.
+    #[error("expected refusals that are not empty, found none")]
+    NoRefusals,
+    /// A preset that does not exist.
+    #[error("preset {found:?}: expected one of {expected}")]
+    Preset {
+        /// The name given.
+        found: String,
+        /// The names there are.
+        expected: String,
+    },
+    /// No row stands out at any site.
+    #[error("no row of any site has a probe weight over the threshold")]
+    NoNeurons,
+    /// Every delta is zero once rounded.
+    #[error("tuning changed nothing: every delta is zero")]
+    NothingChanged,
+    /// The network.
+    #[error(transparent)]
+    Decoder(#[from] DecoderError),
+    /// The base's answers.
+    #[error(transparent)]
+    Eval(#[from] EvalError),
+    /// Deltas that are no edits.
+    #[error(transparent)]
+    Edit(#[from] EditError),
+}
+
+impl NestError {
+    /// What a person can do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::PromptColumn { .. } | Self::PromptField { .. } => {
+                Some("name the column or field that holds the prompts".to_owned())
+            }
+            Self::NoNeurons => Some("lower the threshold, or give more and more varied prompts".to_owned()),
+            Self::NothingChanged => Some("raise the learning rate or the number of epochs".to_owned()),
+            Self::NoTemplate { .. } => {
+                Some("give a template of your own, or choose plain prompts if this is a base model".to_owned())
+            }
+            Self::PromptEncoding { .. } => Some("save the file as UTF-8".to_owned()),
+            Self::Contradiction { .. } => Some("remove them from one of the two sets".to_owned()),
+            _ => None,
+        }
+    }
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() {
+        return "none".to_owned();
+    }
+    names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,37 @@
+//! NeST (arXiv 2602.16835): from prompts to shared deltas for safety neurons.
+
+mod adamw;
+mod cluster;
+mod edits;
+mod error;
+mod kmeans;
+mod lbfgs;
+mod logistic;
+mod neurons;
+mod params;
+mod preset;
+mod probe;
+mod progress;
+pub mod prompts;
+mod record;
+mod run;
+mod targets;
+mod template;
+#[cfg(test)]
+pub(crate) mod testing;
+mod tojson;
+mod tune;
+
+pub use cluster::{ClusterMode, ClusterParams, Clustering, Scaling, cluster};
+pub use edits::{FoldCount, count_changes, edits};
+pub use error::NestError;
+pub use neurons::{NeuronParams, select};
+pub use params::{Params, Valid};
+pub use preset::{DEFAULT_PRESET, Options, PRESETS, Preset, ValidOptions};
+pub use probe::{Features, ProbeParams, SiteProbe, Solver, probe};
+pub use progress::{Progress, Silent, Stage};
+pub use prompts::{Fields, FileFormat, PromptSet};
+pub use run::{GOOD_AUC, Inputs, Outcome, Report, SiteReport, run, untrained};
+pub use targets::{Lesson, Openings, REFUSALS, benign_lessons, encode_prompts, likeliest_opening, refusal_lessons};
+pub use template::{Chat, Message, TemplateSource};
+pub use tune::{Check, TuneParams, Tuned, tune};

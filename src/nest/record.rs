@@ -1,0 +1,140 @@
+//! What the patch says about its making. No floats: numbers are integers or decimal text.
+
+use serde_json::{Map, Value, json};
+
+use super::cluster::{ClusterMode, Scaling};
+use super::preset::{Preset, ValidOptions};
+use super::probe::Solver;
+use super::prompts::PromptSet;
+use super::run::{Inputs, Report, SiteReport};
+use super::targets::REFUSALS;
+use super::{Chat, Openings, TemplateSource};
+use crate::digest::Blake3;
+use crate::format::Edits;
+
+/// The `creation` object of the manifest.
+pub(super) fn creation(
+    inputs: Inputs<'_>,
+    chat: &Chat,
+    options: &ValidOptions,
+    edits: &Edits,
+    report: &Report,
+) -> Map<String, Value> {
+    let deviations = Preset::find(options.preset).map(|preset| preset.deviations).unwrap_or_default();
+    let stored = edits.iter().next().map(|edit| edit.deltas().dtype().as_str());
+    let parts = [
+        ("method", json!("NeST (arXiv 2602.16835)")),
+        ("preset", json!(options.preset)),
+        ("deviations", json!(deviations)),
+        ("options", Value::Object(options_of(options, report.refusals.len()))),
+        ("template", template(inputs.template, chat)),
+        ("prompts", json!({ "harmful": prompts(inputs.harmful), "benign": prompts(inputs.benign) })),
+        ("lessons", json!({ "harmful": report.lessons[0], "benign": report.lessons[1] })),
+        ("sites", report.sites.iter().map(site).collect()),
+        ("parameters", json!(report.parameters)),
+        ("tuning", tuning(report)),
+        ("fold", json!({ "stored": stored, "elements": report.folded.elements, "changed": report.folded.changed })),
+    ];
+    parts.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+fn options_of(options: &ValidOptions, used: usize) -> Map<String, Value> {
+    let ValidOptions { probe, neurons, cluster, tune, answers, refusals, .. } = options;
+    let solver = match probe.solver {
+        Solver::Exact { tolerance, steps } => json!({ "name": "l-bfgs", "tolerance": text(tolerance), "steps": steps }),
+        Solver::Adam { rate, steps, starts } => {
+            json!({ "name": "adam", "rate": text(rate), "steps": steps, "starts": starts })
+        }
+    };
+    let clusters = match cluster.mode {
+        ClusterMode::Silhouette { cap } => json!({ "choice": "silhouette", "cap": cap }),
+        ClusterMode::One => json!({ "choice": "one" }),
+        ClusterMode::Each => json!({ "choice": "each" }),
+    };
+    let scaling = match cluster.scaling {
+        Scaling::Standardised => "standardised",
+        Scaling::Raw => "raw",
+    };
+    let own = refusals.iter().map(String::as_str).ne(REFUSALS.iter().copied());
+    let groups = [
+        (
+            "probe",
+            json!({ "solver": solver, "l2": text(probe.l2), "held_out": text(probe.held_out), "seed": seed(probe.seed) }),
+        ),
+        ("neurons", json!({ "threshold": text(neurons.threshold) })),
+        (
+            "clusters",
+            json!({ "number": clusters, "vectors": scaling, "restarts": cluster.restarts, "seed": seed(cluster.seed) }),
+        ),
+        (
+            "tune",
+            json!({
+                "epochs": tune.epochs, "batch": tune.batch, "rate": text(tune.rate), "warm_up": text(tune.warm_up),
+                "decay": text(tune.decay), "clip": text(tune.clip), "benign_weight": text(tune.benign_weight),
+                "held_out": text(tune.held_out), "patience": tune.patience, "seed": seed(tune.seed),
+            }),
+        ),
+        ("answers", json!({ "max_tokens": answers.max_tokens })),
+        (
+            "refusals",
+            json!({
+                "list": if own { "own" } else { "built-in" }, "count": refusals.len(), "blake3": refusals_digest(refusals),
+                "openings": match options.openings { Openings::Any => "any", Openings::Likeliest => "likeliest" },
+                "used": used,
+            }),
+        ),
+    ];
+    groups.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+fn template(source: &TemplateSource, chat: &Chat) -> Value {
+    let name = match source {
+        TemplateSource::Checkpoint => "checkpoint",
+        TemplateSource::Plain => "plain",
+        TemplateSource::Text(_) => "own",
+    };
+    let digest = chat.template_digest().map(|digest| digest.to_string());
+    json!({ "source": name, "blake3": digest, "pooled": "all prompt tokens, BOS and template included" })
+}
+
+fn prompts(set: &PromptSet) -> Value {
+    let answered = set.prompts().iter().filter(|prompt| prompt.response.is_some()).count();
+    json!({
+        "blake3": set.digest().to_string(), "count": set.prompts().len(), "answered": answered,
+        "repeated": set.duplicates().len(), "skipped": set.skipped(),
+    })
+}
+
+fn site(site: &SiteReport) -> Value {
+    json!({
+        "site": site.site.to_string(), "auc": fixed(site.auc), "neurons": site.rows.len(), "clusters": site.k,
+        "silhouette": site.silhouette.map(fixed),
+    })
+}
+
+fn tuning(report: &Report) -> Value {
+    let check = |check: &super::Check| {
+        let train = check.train.is_finite().then(|| fixed(check.train));
+        json!({ "step": check.step, "train": train, "held_out": fixed(check.held_out) })
+    };
+    json!({ "kept_step": report.tuned.best_step, "curve": report.tuned.curve.iter().map(check).collect::<Vec<_>>() })
+}
+
+fn refusals_digest(refusals: &[String]) -> String {
+    Blake3::of(refusals.join("\n").as_bytes()).to_string()
+}
+
+/// The shortest text that reads back as the same number.
+fn text(number: f64) -> String {
+    number.to_string()
+}
+
+/// Six decimals: a measurement, not an option.
+fn fixed(number: f64) -> String {
+    format!("{number:.6}")
+}
+
+/// A seed as text: it may exceed the integers that every JSON reader holds.
+fn seed(seed: u64) -> String {
+    seed.to_string()
+}

@@ -1,0 +1,254 @@
+//! The whole method: prompts in, edits out.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use candle_core::Device;
+use rayon::prelude::*;
+use serde_json::{Map, Value};
+
+use super::edits::{FoldCount, count_changes, edits};
+use super::preset::ValidOptions;
+use super::probe::{Features, SiteProbe, probe};
+use super::progress::{Progress, Stage};
+use super::prompts::PromptSet;
+use super::targets::{self, Lesson};
+use super::tune::{Tuned, tune};
+use super::{Chat, NestError, Openings, TemplateSource, cluster, record, select};
+use crate::checkpoint::Checkpoint;
+use crate::decoder::{Config, Decoder, SharedDeltas, Site, SiteDeltas};
+use crate::eval::Generator;
+use crate::format::Edits;
+
+/// A probe that ranks fewer held-out prompts right than this is worth a warning.
+pub const GOOD_AUC: f64 = 0.9;
+
+/// What a person brings.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    /// Prompts to refuse.
+    pub harmful: &'a PromptSet,
+    /// Prompts to answer as before.
+    pub benign: &'a PromptSet,
+    /// How prompts become what the model sees.
+    pub template: &'a TemplateSource,
+}
+
+/// What a run brings.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// The patch's content.
+    pub edits: Edits,
+    /// How it was made, for the manifest: no floats, numbers as integers or decimal text.
+    pub creation: Map<String, Value>,
+    /// The same for people.
+    pub report: Report,
+}
+
+/// What happened in a run.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// Every site, whether it has neurons or not.
+    pub sites: Vec<SiteReport>,
+    /// Trained parameters.
+    pub parameters: usize,
+    /// The tuning curve and which step was kept.
+    pub tuned: Tuned,
+    /// How many elements change when deltas are folded.
+    pub folded: FoldCount,
+    /// The refusals that were dealt out.
+    pub refusals: Vec<String>,
+    /// Harmful and benign lessons.
+    pub lessons: [usize; 2],
+    /// How long each stage took, in the order they ran.
+    pub times: Vec<(Stage, Duration)>,
+    /// What a person should know, a sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// What was found at a site.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SiteReport {
+    /// The site.
+    pub site: Site,
+    /// Held-out area under the ROC curve of its probe.
+    pub auc: f64,
+    /// Its safety neurons, ascending rows.
+    pub rows: Vec<u32>,
+    /// The cluster of each.
+    pub clusters: Vec<u32>,
+    /// How many clusters.
+    pub k: usize,
+    /// The mean silhouette, where it decided.
+    pub silhouette: Option<f64>,
+}
+
+/// Runs NeST on a checkpoint: probe, select, cluster, tune, round.
+///
+/// Cost: the network in its own type and once more in f32 while the base answers; activations of all prompts; then
+/// about 4 FLOP per parameter and token a training step. Deterministic for given options on one machine type.
+///
+/// # Errors
+/// The same prompt in both sets; a checkpoint, template or prompt that cannot be used; too few prompts; no neuron
+/// over the threshold; a loss that is not finite.
+pub fn run(
+    checkpoint: &Checkpoint,
+    inputs: Inputs<'_>,
+    options: &ValidOptions,
+    progress: &dyn Progress,
+) -> Result<Outcome, NestError> {
+    refuse_contradictions(inputs)?;
+    let mut clock = Clock::default();
+    let config = Config::from_json(checkpoint.config())?;
+    let chat = Chat::open(checkpoint.dir(), inputs.template)?;
+    let decoder = Decoder::load(config, checkpoint, &Device::Cpu)?;
+    let refusals = match options.openings {
+        Openings::Any => options.refusals.clone(),
+        Openings::Likeliest => targets::likeliest_opening(&decoder, &chat, inputs.harmful, &options.refusals)?,
+    };
+    let lessons = clock.time(Stage::Answer, || lessons(checkpoint, &chat, inputs, (options, &refusals), progress))?;
+    let (prompts, harmful) = labelled(&chat, inputs)?;
+    let features = clock.time(Stage::Probe, || Features::collect(&decoder, &prompts, progress))?;
+    let (sites, slow) = clock.time(Stage::Select, || choose(&features, &harmful, options, progress))?;
+    drop(features);
+    let deltas = untrained(decoder.config(), &sites)?;
+    let parameters = deltas.parameters();
+    let tuned = clock.time(Stage::Tune, || tune(&decoder, &lessons, deltas, &options.tune, progress))?;
+    let (edits, folded) = clock.time(Stage::Fold, || {
+        let edits = edits(decoder.config(), checkpoint, &tuned.deltas, options.stored)?;
+        let folded = count_changes(checkpoint, &edits)?;
+        Ok::<_, NestError>((edits, folded))
+    })?;
+    let count = |kind| lessons.iter().filter(|lesson| lesson.harmful == kind).count();
+    let lessons = [count(true), count(false)];
+    let warnings = warnings(inputs, &sites, slow, folded);
+    let report = Report { sites, parameters, tuned, folded, refusals, lessons, times: clock.times, warnings };
+    let creation = record::creation(inputs, &chat, options, &edits, &report);
+    Ok(Outcome { edits, creation, report })
+}
+
+fn refuse_contradictions(inputs: Inputs<'_>) -> Result<(), NestError> {
+    let overlap = inputs.harmful.overlap(inputs.benign);
+    match overlap.first() {
+        None => Ok(()),
+        Some((first, second)) => Err(NestError::Contradiction {
+            count: overlap.len(),
+            harmful: inputs.harmful.source().to_owned(),
+            first: *first,
+            benign: inputs.benign.source().to_owned(),
+            second: *second,
+        }),
+    }
+}
+
+/// Refusals to harmful prompts and, where the file has no answers, the base's own answers to benign ones.
+fn lessons(
+    checkpoint: &Checkpoint,
+    chat: &Chat,
+    inputs: Inputs<'_>,
+    (options, refusals): (&ValidOptions, &[String]),
+    progress: &dyn Progress,
+) -> Result<Vec<Lesson>, NestError> {
+    let mut lessons = targets::refusal_lessons(chat, inputs.harmful, refusals, options.tune.seed)?;
+    let unanswered = inputs.benign.prompts().iter().filter(|prompt| prompt.response.is_none());
+    let prompts = unanswered.map(|prompt| chat.encode_prompt(&prompt.text)).collect::<Result<Vec<_>, _>>()?;
+    let mut answers = Vec::new();
+    if !prompts.is_empty() {
+        progress.begin(Stage::Answer, prompts.len());
+        let generator = Generator::load(checkpoint.config(), checkpoint)?;
+        let stops: Vec<_> = chat.stops().collect();
+        let found = generator.answer(&prompts, &stops, &options.answers, &mut |count| progress.advance(count))?;
+        answers = found.into_iter().map(|answer| answer.tokens).collect();
+    }
+    lessons.extend(targets::benign_lessons(chat, inputs.benign, answers)?);
+    Ok(lessons)
+}
+
+/// All prompts as tokens, harmful ones first, and which they are.
+fn labelled(chat: &Chat, inputs: Inputs<'_>) -> Result<(Vec<Vec<u32>>, Vec<bool>), NestError> {
+    let mut prompts = targets::encode_prompts(chat, inputs.harmful)?;
+    let mut harmful = vec![true; prompts.len()];
+    prompts.extend(targets::encode_prompts(chat, inputs.benign)?);
+    harmful.resize(prompts.len(), false);
+    Ok((prompts, harmful))
+}
+
+/// Probes, neurons and clusters of every site, and how many probes did not converge.
+fn choose(
+    features: &Features,
+    harmful: &[bool],
+    options: &ValidOptions,
+    progress: &dyn Progress,
+) -> Result<(Vec<SiteReport>, usize), NestError> {
+    progress.begin(Stage::Select, features.iter().len());
+    let probes = probe(features, harmful, &options.probe)?;
+    let slow = probes.iter().filter(|probe| !probe.converged).count();
+    let site = |probe: SiteProbe| {
+        let rows = select(&probe.weights, &options.neurons);
+        let found = cluster(&features.of_rows(probe.site, &rows), &options.cluster);
+        progress.advance(1);
+        let (k, silhouette) = (found.k, found.silhouette);
+        SiteReport { site: probe.site, auc: probe.auc, rows, clusters: found.labels, k, silhouette }
+    };
+    Ok((probes.into_par_iter().map(site).collect(), slow))
+}
+
+/// Deltas of zero for every site that has neurons.
+///
+/// # Errors
+/// None has.
+pub fn untrained(config: &Config, sites: &[SiteReport]) -> Result<SharedDeltas, NestError> {
+    let with_rows = sites.iter().filter(|site| !site.rows.is_empty());
+    let zero = |site: &SiteReport| {
+        (site.site, SiteDeltas::zero(site.rows.clone(), site.clusters.clone(), site.k, config.hidden))
+    };
+    let deltas: BTreeMap<_, _> = with_rows.map(zero).collect();
+    if deltas.is_empty() {
+        return Err(NestError::NoNeurons);
+    }
+    Ok(SharedDeltas::new(config, deltas)?)
+}
+
+fn warnings(inputs: Inputs<'_>, sites: &[SiteReport], slow: usize, folded: FoldCount) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for set in [inputs.harmful, inputs.benign] {
+        if let Some(first) = set.duplicates().first() {
+            let (count, source) = (set.duplicates().len(), set.source());
+            let (first, again) = (first.first, first.again);
+            warnings.push(format!("{source}: {count} repeated prompts left out (entry {again} repeats {first})"));
+        }
+        if set.skipped() > 0 {
+            warnings.push(format!("{}: {} entries without a prompt left out", set.source(), set.skipped()));
+        }
+    }
+    let weak: Vec<_> = sites.iter().filter(|site| site.auc < GOOD_AUC && !site.rows.is_empty()).collect();
+    if let Some(worst) = weak.iter().min_by(|left, right| left.auc.total_cmp(&right.auc)) {
+        let (count, site, auc) = (weak.len(), worst.site, worst.auc);
+        warnings.push(format!("{count} probes rank held-out prompts worse than {GOOD_AUC} (AUC); {site} has {auc:.3}"));
+    }
+    if slow > 0 {
+        warnings.push(format!("{slow} probes stopped before their tolerance was reached"));
+    }
+    if folded.share() < 0.5 {
+        let percent = 100.0 * folded.share();
+        warnings.push(format!("only {percent:.0} % of the selected rows' elements change: most deltas round away"));
+    }
+    warnings
+}
+
+#[derive(Default)]
+struct Clock {
+    times: Vec<(Stage, Duration)>,
+}
+
+impl Clock {
+    fn time<T>(&mut self, stage: Stage, work: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let result = work();
+        self.times.push((stage, start.elapsed()));
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests;
