@@ -1,3 +1,7 @@
 //! The `nestpatch` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    nestpatch::cli::main()
+}

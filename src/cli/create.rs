@@ -1,0 +1,317 @@
+//! `nestpatch create`: prompts and a checkpoint become a signed patch.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::failure::{Exit, Failure};
+use super::output::{Output, bytes, count, fields, warn};
+use super::progress::Bars;
+use super::{open_checkpoint, passphrase};
+use crate::checkpoint::{read_bounded, write_new};
+use crate::digest::Sha256;
+use crate::nest::{
+    ClusterMode, DEFAULT_PRESET, Fields, Inputs, NestError, Options, PRESETS, Preset, PromptSet, Report, TemplateSource,
+};
+use crate::patch::Contents;
+use crate::patch::assemble::About;
+use crate::patch::create::{CreateError, create};
+use crate::tensor::Dtype;
+
+/// The longest template or list of refusals read, in bytes.
+const MAX_TEXT_BYTES: u64 = 1 << 20;
+
+/// Find safety neurons, tune shared deltas for them, and sign the result as a patch.
+///
+/// Prompt files are JSON lines (.jsonl), JSON (.json), CSV (.csv), or one prompt a line. The checkpoint is only read.
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// The checkpoint's folder.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Prompts to refuse.
+    #[arg(long, value_name = "FILE")]
+    harmful: PathBuf,
+    /// Prompts to answer as before.
+    #[arg(long, value_name = "FILE")]
+    benign: PathBuf,
+    /// The private key to sign with.
+    #[arg(long, value_name = "KEY")]
+    key: PathBuf,
+    /// Take the key's passphrase from the first line of this file instead of asking for it.
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
+    /// The patch to write; it must not exist.
+    #[arg(short, long, value_name = "PATCH")]
+    output: PathBuf,
+    #[command(flatten)]
+    columns: Columns,
+    #[command(flatten)]
+    labels: Labels,
+    #[command(flatten)]
+    method: Method,
+}
+
+/// Where prompts and answers stand in the files.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Prompt files")]
+struct Columns {
+    /// Column or field of harmful prompts [default: prompt].
+    #[arg(long, value_name = "NAME")]
+    harmful_column: Option<String>,
+    /// Column or field of refusals to train on [default: response, if there is one].
+    #[arg(long, value_name = "NAME")]
+    refusal_column: Option<String>,
+    /// Column or field of benign prompts [default: prompt].
+    #[arg(long, value_name = "NAME")]
+    benign_column: Option<String>,
+    /// Column or field of benign answers [default: response, if there is one; else the base answers].
+    #[arg(long, value_name = "NAME")]
+    answer_column: Option<String>,
+    /// Refusals to train on, one a line, where the harmful prompts bring none.
+    #[arg(long, value_name = "FILE")]
+    refusals: Option<PathBuf>,
+    /// A Jinja chat template to use instead of the checkpoint's.
+    #[arg(long, value_name = "FILE", conflicts_with = "plain")]
+    template: Option<PathBuf>,
+    /// No chat template: the model sees the bare prompt. For base models.
+    #[arg(long)]
+    plain: bool,
+}
+
+/// What the patch is called.
+#[derive(clap::Args)]
+#[command(next_help_heading = "What the patch says of itself")]
+struct Labels {
+    /// Its name [default: that of the output file].
+    #[arg(long)]
+    name: Option<String>,
+    /// The line of patches that it belongs to [default: its name].
+    #[arg(long)]
+    series: Option<String>,
+    /// Its number in the series.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    sequence: u64,
+    /// The base's name, for people [default: that of the checkpoint's folder].
+    #[arg(long, value_name = "NAME")]
+    base_name: Option<String>,
+}
+
+/// The method's options.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Method")]
+struct Method {
+    /// A named set of options; the ones below change single options of it.
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_PRESET, long_help = presets())]
+    preset: String,
+    /// Seed of every random choice.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Keep rows whose probe weight exceeds the site's mean by this many standard deviations.
+    #[arg(long, value_name = "Z")]
+    threshold: Option<f64>,
+    /// The most clusters of a site; `1` for a single one, `each` for one a neuron.
+    #[arg(long, value_name = "K", value_parser = clusters)]
+    clusters: Option<ClusterMode>,
+    /// Passes over the training prompts.
+    #[arg(long, value_name = "N")]
+    epochs: Option<usize>,
+    /// Training prompts a step.
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// The highest learning rate.
+    #[arg(long, value_name = "RATE")]
+    rate: Option<f64>,
+    /// The weight of a benign answer's token where a refusal's weighs 1.
+    #[arg(long, value_name = "W")]
+    benign_weight: Option<f64>,
+    /// The type that deltas are stored in: BF16, F16 or F32 [default: the checkpoint's own].
+    #[arg(long, value_name = "TYPE")]
+    delta_type: Option<Dtype>,
+}
+
+#[derive(Serialize)]
+struct Made<'a> {
+    patch: Sha256,
+    name: &'a str,
+    output: &'a Path,
+    file_bytes: usize,
+    neurons: usize,
+    clusters: usize,
+    parameters: usize,
+    elements: usize,
+    changed: usize,
+    creation: &'a Map<String, Value>,
+    warnings: &'a [String],
+    /// Seconds each stage took.
+    seconds: Vec<(String, f64)>,
+}
+
+pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure> {
+    if arguments.output.symlink_metadata().is_ok() {
+        let taken = Failure::message(Exit::Failed, format!("{} already exists", arguments.output.display()));
+        return Err(taken.hint("choose another -o, or remove it first; nothing is overwritten"));
+    }
+    let options = arguments.method.options(arguments.columns.refusals.as_deref())?;
+    let Columns { harmful_column, refusal_column, benign_column, answer_column, .. } = &arguments.columns;
+    let harmful = load(&arguments.harmful, harmful_column, refusal_column)?;
+    let benign = load(&arguments.benign, benign_column, answer_column)?;
+    let template = arguments.columns.template()?;
+    let base = open_checkpoint(&arguments.model)?;
+    let about = arguments.labels.about(&arguments.output, &arguments.model);
+    let key = passphrase::signing_key(&arguments.key, arguments.passphrase_file.as_deref())?;
+    let bars = Bars::new(output);
+    let inputs = Inputs { harmful: &harmful, benign: &benign, template: &template };
+    let created = create(&base, inputs, &options.check()?, about, &key, (&bars, &bars))?;
+    bars.clear();
+    created.report.warnings.iter().for_each(|warning| warn(&format!("warning: {warning}")));
+    // The file is read as a stranger would read it before anyone gets it.
+    let contents = Contents::read(created.bytes)?;
+    write_new(&arguments.output, contents.bytes())?;
+    let made = Made::new(&contents, &created.report, &arguments.output);
+    output.data("nestpatch/create/1", &made, |made| text(made, &created.report))?;
+    Ok(Exit::Done)
+}
+
+fn load(path: &Path, prompt: &Option<String>, response: &Option<String>) -> Result<PromptSet, Failure> {
+    Ok(PromptSet::load(path, &Fields { prompt: prompt.clone(), response: response.clone() })?)
+}
+
+fn presets() -> String {
+    let mut text = String::from("A named set of options; the ones below change single options of it.\n");
+    for preset in PRESETS {
+        text += &format!("\n{}: follows {}.\n", preset.name, preset.follows);
+        text.extend(preset.deviations.iter().map(|deviation| format!("- {deviation}\n")));
+    }
+    text
+}
+
+fn clusters(text: &str) -> Result<ClusterMode, String> {
+    match (text, text.parse()) {
+        ("each", _) => Ok(ClusterMode::Each),
+        (_, Ok(1)) => Ok(ClusterMode::One),
+        (_, Ok(cap)) => Ok(ClusterMode::Silhouette { cap }),
+        _ => Err("expected a number or `each`".to_owned()),
+    }
+}
+
+impl Columns {
+    fn template(&self) -> Result<TemplateSource, Failure> {
+        match &self.template {
+            None if self.plain => Ok(TemplateSource::Plain),
+            None => Ok(TemplateSource::Checkpoint),
+            Some(path) => Ok(TemplateSource::Text(read_text(path)?)),
+        }
+    }
+}
+
+impl Labels {
+    fn about(&self, output: &Path, model: &Path) -> About {
+        let stem = output.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        // `.` and links have no name of their own to show.
+        let folder = model.canonicalize().unwrap_or_else(|_| model.to_owned());
+        let folder = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = self.name.clone().unwrap_or(stem);
+        let series = self.series.clone().unwrap_or_else(|| name.clone());
+        let about = About::new(name, series, self.base_name.clone().unwrap_or(folder));
+        About { sequence: self.sequence, ..about }
+    }
+}
+
+impl Method {
+    fn options(&self, refusals: Option<&Path>) -> Result<Options, Failure> {
+        let mut options = Preset::find(&self.preset)?.options().with_seed(self.seed);
+        let set = |option: &mut f64, given: Option<f64>| *option = given.unwrap_or(*option);
+        set(&mut options.neurons.threshold, self.threshold);
+        set(&mut options.tune.rate, self.rate);
+        set(&mut options.tune.benign_weight, self.benign_weight);
+        options.cluster.mode = self.clusters.unwrap_or(options.cluster.mode);
+        options.tune.epochs = self.epochs.unwrap_or(options.tune.epochs);
+        options.tune.batch = self.batch.unwrap_or(options.tune.batch);
+        options.stored = self.delta_type.or(options.stored);
+        if let Some(path) = refusals {
+            options.refusals = read_text(path)?.lines().map(str::to_owned).filter(|line| !line.is_empty()).collect();
+        }
+        Ok(options)
+    }
+}
+
+fn read_text(path: &Path) -> Result<String, Failure> {
+    let bytes = read_bounded(path, MAX_TEXT_BYTES)?;
+    String::from_utf8(bytes).map_err(|error| Failure::message(Exit::Input, format!("{}: {error}", path.display())))
+}
+
+impl<'a> Made<'a> {
+    fn new(contents: &'a Contents, report: &'a Report, output: &'a Path) -> Self {
+        Self {
+            patch: contents.id(),
+            name: &contents.manifest.name,
+            output,
+            file_bytes: contents.bytes().len(),
+            neurons: report.sites.iter().map(|site| site.rows.len()).sum(),
+            clusters: report.sites.iter().map(|site| site.k).sum(),
+            parameters: report.parameters,
+            elements: report.folded.elements,
+            changed: report.folded.changed,
+            creation: &contents.manifest.creation,
+            warnings: &report.warnings,
+            seconds: report.times.iter().map(|(stage, time)| (stage.to_string(), time.as_secs_f64())).collect(),
+        }
+    }
+}
+
+fn text(made: &Made<'_>, report: &Report) -> String {
+    let aucs = || report.sites.iter().map(|site| site.auc);
+    let (low, high) = (aucs().fold(1.0, f64::min), aucs().fold(0.0, f64::max));
+    let sites = report.sites.iter().filter(|site| !site.rows.is_empty()).count();
+    let curve = &report.tuned.curve;
+    let (first, kept) = (curve.first(), curve.iter().find(|check| check.step == report.tuned.best_step));
+    let loss = match (first, kept) {
+        (Some(first), Some(kept)) => {
+            let steps = curve.last().map_or(0, |last| last.step);
+            format!("held-out loss {:.3} -> {:.3} (step {} of {steps})", first.held_out, kept.held_out, kept.step)
+        }
+        _ => String::new(),
+    };
+    let seconds = made.seconds.iter().map(|(stage, seconds)| format!("{stage} {seconds:.1}")).collect::<Vec<_>>();
+    let neurons = format!("{}, {} of {} sites", count(made.neurons as u64, "neuron"), sites, report.sites.len());
+    let lines = [
+        ("id", made.patch.to_string()),
+        ("probes", format!("held-out AUC {low:.3} to {high:.3}")),
+        ("selected", format!("{neurons}, {}", count(made.clusters as u64, "cluster"))),
+        ("tuned", format!("{}, {loss}", count(made.parameters as u64, "parameter"))),
+        ("folded", format!("{:.1} % of the selected rows' elements change", 100.0 * report.folded.share())),
+        ("size", bytes(made.file_bytes as u64)),
+        ("seconds", seconds.join(", ")),
+    ];
+    format!("Created {} as {}\n{}", made.name, made.output.display(), fields(&lines))
+}
+
+impl From<CreateError> for Failure {
+    fn from(error: CreateError) -> Self {
+        match error {
+            CreateError::Nest(error) => error.into(),
+            CreateError::Patch(error) => error.into(),
+        }
+    }
+}
+
+impl From<NestError> for Failure {
+    fn from(error: NestError) -> Self {
+        let exit = match &error {
+            NestError::OutOfRange { .. } | NestError::Preset { .. } => Exit::Usage,
+            NestError::Read { .. } => Exit::Failed,
+            NestError::Decoder(_) | NestError::Eval(_) | NestError::Edit(_) | NestError::Json { .. } => {
+                Exit::Checkpoint
+            }
+            NestError::Tokenizer { .. } => Exit::Checkpoint,
+            _ => Exit::Input,
+        };
+        let failure = Self::new(exit, &error);
+        match error.hint() {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! How a failure reaches a person (`Error`, `Caused by`, `Hint`) and a script (the exit code).
+
+use std::error::Error;
+use std::fmt;
+use std::process::ExitCode;
+
+use crate::checkpoint::{BindError, CheckpointError, MismatchKind};
+use crate::patch::verify::is_malformed;
+use crate::patch::{EffectError, PatchError, RecordError};
+use crate::trust::TrustError;
+
+/// What a command's exit code says. These are all there are, and they stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Done = 0,
+    /// The system refused (a file, a disk, a permission), or the output exists.
+    Failed = 1,
+    /// The command line is wrong.
+    Usage = 2,
+    /// No signature of a trusted key.
+    Untrusted = 3,
+    /// The patch is malformed, or needs a newer reader.
+    Patch = 4,
+    /// The checkpoint is not the one the patch was made for, or no longer what the patch made of it.
+    Base = 5,
+    /// The checkpoint is damaged, or of a kind this tool does not handle.
+    Checkpoint = 6,
+    /// A key, trust file or prompt file cannot be used.
+    Input = 7,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// A failed command: what, why, and what to do where that is known.
+#[derive(Debug)]
+pub struct Failure {
+    exit: Exit,
+    lines: Vec<String>,
+    hint: Option<String>,
+}
+
+impl Failure {
+    /// A failure with the error's chain of causes.
+    pub fn new(exit: Exit, error: &dyn Error) -> Self {
+        let mut lines = vec![error.to_string()];
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            let line = error.to_string();
+            // An error that shows its cause inline is not repeated.
+            if !lines.iter().any(|known| known.contains(&line)) {
+                lines.push(line);
+            }
+            cause = error.source();
+        }
+        Self { exit, lines, hint: None }
+    }
+
+    /// A failure in words.
+    pub fn message(exit: Exit, text: impl Into<String>) -> Self {
+        Self { exit, lines: vec![text.into()], hint: None }
+    }
+
+    /// The system refused something that has no better place.
+    pub fn other(error: impl Error) -> Self {
+        Self::new(Exit::Failed, &error)
+    }
+
+    /// The same with a remedy.
+    #[must_use]
+    pub fn hint(mut self, text: impl Into<String>) -> Self {
+        self.hint = Some(text.into());
+        self
+    }
+
+    /// The exit code.
+    pub fn exit(&self) -> Exit {
+        self.exit
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, line) in self.lines.iter().enumerate() {
+            writeln!(f, "{}: {line}", if index == 0 { "Error" } else { "Caused by" })?;
+        }
+        self.hint.iter().try_for_each(|hint| writeln!(f, "Hint: {hint}"))
+    }
+}
+
+impl From<PatchError> for Failure {
+    fn from(error: PatchError) -> Self {
+        let failure = Self::new(exit_of(&error), &error);
+        match hint_of(&error) {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+}
+
+impl From<CheckpointError> for Failure {
+    fn from(error: CheckpointError) -> Self {
+        PatchError::from(error).into()
+    }
+}
+
+impl From<BindError> for Failure {
+    fn from(error: BindError) -> Self {
+        PatchError::from(error).into()
+    }
+}
+
+impl From<RecordError> for Failure {
+    fn from(error: RecordError) -> Self {
+        PatchError::from(error).into()
+    }
+}
+
+fn exit_of(error: &PatchError) -> Exit {
+    match error {
+        PatchError::Trust(error) if is_malformed(error) => Exit::Patch,
+        PatchError::Trust(_) => Exit::Untrusted,
+        PatchError::Key(_) => Exit::Input,
+        PatchError::Container(_)
+        | PatchError::Manifest(_)
+        | PatchError::Payload(_)
+        | PatchError::NotUnderstood { .. }
+        | PatchError::Write(_)
+        | PatchError::Residual { .. }
+        | PatchError::ResidualShape(_)
+        | PatchError::NoResidual
+        | PatchError::Outcome { .. } => Exit::Patch,
+        PatchError::Checkpoint(error) => exit_of_checkpoint(error),
+        PatchError::Bind(error) => exit_of_bind(error),
+        PatchError::Record(error) => match error {
+            RecordError::Checkpoint(error) => exit_of_checkpoint(error),
+            RecordError::None { .. } => Exit::Base,
+            RecordError::Json { .. } | RecordError::Rule { .. } | RecordError::Full { .. } => Exit::Checkpoint,
+        },
+        PatchError::Effect(EffectError::Bind(error)) => exit_of_bind(error),
+        PatchError::Effect(EffectError::Residual(_)) => Exit::Patch,
+        PatchError::Effect(EffectError::Fold { .. }) | PatchError::Fold { .. } => Exit::Checkpoint,
+        PatchError::Recorded { .. } => Exit::Checkpoint,
+    }
+}
+
+fn exit_of_checkpoint(error: &CheckpointError) -> Exit {
+    match error {
+        CheckpointError::Io { .. }
+        | CheckpointError::Target { .. }
+        | CheckpointError::Exists { .. }
+        | CheckpointError::Busy { .. }
+        | CheckpointError::Untidy { .. }
+        | CheckpointError::Torn { .. } => Exit::Failed,
+        _ => Exit::Checkpoint,
+    }
+}
+
+fn exit_of_bind(error: &BindError) -> Exit {
+    match error {
+        BindError::Checkpoint(error) => exit_of_checkpoint(error),
+        BindError::Mismatch { .. } if error.is_damage() => Exit::Checkpoint,
+        BindError::Mismatch { .. } => Exit::Base,
+        BindError::Length(_) => Exit::Patch,
+    }
+}
+
+fn hint_of(error: &PatchError) -> Option<&'static str> {
+    match error {
+        PatchError::Checkpoint(error)
+        | PatchError::Bind(BindError::Checkpoint(error))
+        | PatchError::Record(RecordError::Checkpoint(error)) => hint_of_checkpoint(error),
+        PatchError::Bind(BindError::Mismatch { mismatches, .. }) => {
+            hint_of_mismatch(mismatches.first().map(|one| &one.kind)?)
+        }
+        PatchError::Trust(TrustError::Unsigned { .. } | TrustError::Untrusted { .. }) => {
+            Some("get the publisher's public key from them, not from the patch's source, and give it with --key")
+        }
+        PatchError::NotUnderstood { .. } => Some("a newer nestpatch may understand it"),
+        PatchError::Record(RecordError::None { .. }) => Some("`nestpatch status DIR` shows what is applied"),
+        _ => None,
+    }
+}
+
+fn hint_of_checkpoint(error: &CheckpointError) -> Option<&'static str> {
+    match error {
+        CheckpointError::Exists { .. } => Some("choose another -o, or remove it first; nothing is overwritten"),
+        CheckpointError::MissingShards { .. } => Some("the download is incomplete: fetch the missing files again"),
+        CheckpointError::Busy { .. } => Some("wait for the other process to end"),
+        CheckpointError::Interrupted { .. } => Some("`nestpatch status DIR` mends it"),
+        CheckpointError::Torn { .. } => {
+            Some("free disk space or restore write permission, then run `nestpatch status DIR`")
+        }
+        CheckpointError::Untidy { .. } => Some("`nestpatch status DIR` removes what is left"),
+        CheckpointError::TwoLayouts { .. } => Some("remove the one that is stale"),
+        CheckpointError::NoWeights { .. } => Some("only safetensors checkpoints can be patched"),
+        CheckpointError::Unsupported { what, .. } if what.contains("link") => {
+            Some("write to a new folder with -o instead")
+        }
+        CheckpointError::Io { source, .. } => match source.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                Some("free some disk space; --dry-run says how much is needed")
+            }
+            std::io::ErrorKind::ReadOnlyFilesystem | std::io::ErrorKind::PermissionDenied => {
+                Some("check the permissions of the folder, or write to another place with -o")
+            }
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+fn hint_of_mismatch(kind: &MismatchKind) -> Option<&'static str> {
+    match kind {
+        MismatchKind::Rows { other_side: true, .. } => Some("`nestpatch status DIR` shows what is applied"),
+        MismatchKind::NotFinite { .. } => Some("the weights are damaged: fetch the checkpoint again"),
+        MismatchKind::Elsewhere { .. } => {
+            Some("the rows to change are as expected, so this may be another version or a fine-tuned child of the base")
+        }
+        _ => Some("`nestpatch inspect PATCH` names the base it was made for"),
+    }
+}

@@ -1,0 +1,146 @@
+//! The command line: one file per verb. Data goes to stdout, everything else to stderr.
+
+mod apply;
+#[cfg(feature = "create")]
+mod create;
+#[cfg(feature = "create")]
+mod demo;
+mod diff;
+pub mod failure;
+mod inspect;
+mod keygen;
+mod output;
+mod passphrase;
+mod progress;
+mod revert;
+mod status;
+mod trusted;
+mod verify;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ContextValue};
+use clap::{Parser, Subcommand};
+
+use crate::checkpoint::{Checkpoint, recover};
+use crate::patch::apply::Target;
+use failure::{Exit, Failure};
+use output::{Output, warn};
+
+/// Verbs of the full build, for a word of explanation in the build without them.
+const FULL_BUILD: [&str; 2] = ["create", "demo"];
+
+/// Signed, compressed, auditable safety patches for open language models.
+#[derive(Parser)]
+#[command(name = "nestpatch", version, max_term_width = 100, subcommand_required = true)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+    /// Print data as JSON with a versioned schema.
+    #[arg(long, global = true)]
+    json: bool,
+    /// No progress and no remarks on stderr.
+    #[arg(short, long, global = true)]
+    quiet: bool,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Make a key pair for signing patches.
+    Keygen(keygen::Arguments),
+    /// Find safety neurons, tune shared deltas for them, and sign the result as a patch.
+    #[cfg(feature = "create")]
+    Create(Box<create::Arguments>),
+    /// Show what a patch holds. Checks no signature.
+    Inspect(inspect::Arguments),
+    /// Say what is proven about a patch and what is not.
+    Verify(verify::Arguments),
+    /// Compare two patches.
+    Diff(diff::Arguments),
+    /// Verify a patch and apply it to a checkpoint.
+    Apply(apply::Arguments),
+    /// Show what is applied to a checkpoint, and whether it still holds.
+    Status(status::Arguments),
+    /// Take back the newest patch, bit for bit.
+    Revert(revert::Arguments),
+    /// Run everything on the bundled toy assistant.
+    #[cfg(feature = "create")]
+    Demo(demo::Arguments),
+}
+
+/// Runs the command line.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return misused(&error),
+    };
+    let output = Output { json: arguments.json, quiet: arguments.quiet };
+    let exit = run(arguments.verb, output).unwrap_or_else(|failure| {
+        warn(failure.to_string().trim_end());
+        failure.exit()
+    });
+    exit.into()
+}
+
+fn run(verb: Verb, output: Output) -> Result<Exit, Failure> {
+    match verb {
+        Verb::Keygen(arguments) => keygen::run(&arguments, output),
+        Verb::Inspect(arguments) => inspect::run(&arguments, output),
+        Verb::Verify(arguments) => verify::run(&arguments, output),
+        Verb::Diff(arguments) => diff::run(&arguments, output),
+        Verb::Apply(arguments) => apply::run(&arguments, output),
+        Verb::Status(arguments) => status::run(&arguments, output),
+        Verb::Revert(arguments) => revert::run(&arguments, output),
+        #[cfg(feature = "create")]
+        Verb::Create(arguments) => create::run(&arguments, output),
+        #[cfg(feature = "create")]
+        Verb::Demo(arguments) => demo::run(&arguments, output),
+    }
+}
+
+fn misused(error: &clap::Error) -> ExitCode {
+    // A closed terminal leaves nobody to tell.
+    let _ = error.print();
+    if let Some(ContextValue::String(verb)) = error.get(ContextKind::InvalidSubcommand)
+        && FULL_BUILD.contains(&verb.as_str())
+        && cfg!(not(feature = "create"))
+    {
+        warn(&format!("\nHint: `{verb}` needs a neural network; this build is without the feature `create`"));
+    }
+    if error.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() }
+}
+
+/// Opens a checkpoint, mending it first if its last change was interrupted, and says so.
+fn open_checkpoint(dir: &Path) -> Result<Checkpoint, Failure> {
+    if let Some(recovery) = recover(dir)? {
+        warn(&format!("{}: {recovery}", dir.display()));
+    }
+    Ok(Checkpoint::open(dir)?)
+}
+
+/// Files that another program may load instead, and that no patch reaches.
+fn note_strays(checkpoint: &Checkpoint, output: Output) {
+    if !checkpoint.strays().is_empty() {
+        let names = checkpoint.strays().join(", ");
+        output.note(&format!("note: not part of the checkpoint, and so not patched: {names}"));
+    }
+}
+
+/// Where a changed checkpoint goes.
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct Destination {
+    /// Write the changed checkpoint to this new folder.
+    #[arg(short, long, value_name = "OUT")]
+    output: Option<PathBuf>,
+    /// Change the checkpoint where it lies, under a rollback journal.
+    #[arg(long)]
+    in_place: bool,
+}
+
+impl Destination {
+    fn target(&self) -> Target<'_> {
+        self.output.as_deref().map_or(Target::InPlace, Target::NewFolder)
+    }
+}

@@ -1,0 +1,78 @@
+//! `nestpatch status`: what is applied, and whether it still holds.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::failure::{Exit, Failure};
+use super::output::{Output, count, fields, warn};
+use crate::checkpoint::{Checkpoint, recover};
+use crate::patch::record::SignedBy;
+use crate::patch::status::{State, Status, StatusEntry, status};
+
+/// Show what is applied to a checkpoint, and whether it still holds.
+///
+/// Mends the checkpoint first if a change in place was interrupted, and says how. Reads only the touched rows.
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// The checkpoint's folder.
+    checkpoint: PathBuf,
+}
+
+#[derive(Serialize)]
+struct Report {
+    checkpoint: PathBuf,
+    /// What was done about an interrupted change.
+    recovered: Option<String>,
+    #[serde(flatten)]
+    status: Status,
+}
+
+pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure> {
+    let dir = &arguments.checkpoint;
+    let recovered = recover(dir)?.map(|recovery| recovery.to_string());
+    if let Some(recovery) = &recovered {
+        warn(&format!("{}: {recovery}", dir.display()));
+    }
+    let checkpoint = Checkpoint::open(dir)?;
+    let report = Report { checkpoint: dir.clone(), recovered, status: status(&checkpoint)? };
+    output.data("nestpatch/status/1", &report, text)?;
+    let unreadable = |entry: &StatusEntry| matches!(entry.state, State::Unreadable { .. });
+    Ok(match report.status.is_sound() {
+        true => Exit::Done,
+        false if report.status.applied.iter().any(unreadable) => Exit::Checkpoint,
+        false => Exit::Base,
+    })
+}
+
+fn text(report: &Report) -> String {
+    let applied = &report.status.applied;
+    let heading = match applied.len() {
+        0 => format!("{}: no patch is applied\n", report.checkpoint.display()),
+        1 => format!("{}: 1 patch is applied\n", report.checkpoint.display()),
+        more => format!("{}: {more} patches are applied\n", report.checkpoint.display()),
+    };
+    let strays = report.status.strays.iter().map(|name| format!("  not reached by patches: {name}\n"));
+    heading + &applied.iter().map(entry).collect::<String>() + &strays.collect::<String>()
+}
+
+fn entry(entry: &StatusEntry) -> String {
+    let record = &entry.record;
+    let state = match &entry.state {
+        State::Holds => "holds: every touched row is what the patch made of it".to_owned(),
+        State::Covered { by } => format!("covered: record {by} touches some of the same rows"),
+        State::Changed { found } => format!("CHANGED: {found}"),
+        State::Unreadable { reason } => format!("UNREADABLE: {reason}"),
+    };
+    let mut lines = vec![
+        (
+            "patch",
+            format!("{} (series {}, number {})", record.patch.id.short(), record.patch.series, record.patch.sequence),
+        ),
+        ("signed by", record.signers.iter().map(SignedBy::to_string).collect::<Vec<_>>().join(", ") + " (as recorded)"),
+        ("applied", format!("{} at level {}", record.applied, record.level.as_str())),
+    ];
+    lines.extend(entry.rows.map(|rows| ("rows", count(rows, "row"))));
+    lines.push(("state", state));
+    format!("{}. {}\n{}", record.number, record.patch.name, fields(&lines))
+}

@@ -1,0 +1,110 @@
+//! Assemble: a checkpoint and the edits to it become a patch file, whatever method found the edits.
+
+use serde_json::{Map, Value};
+
+use super::PatchError;
+use super::effect::measure;
+use crate::checkpoint::{Checkpoint, CheckpointError, Progress, Side, find_touched};
+use crate::digest::Sha256;
+use crate::format::binding::architecture_config;
+use crate::format::manifest::{Architecture, Base, ResultBinding, Tool};
+use crate::format::{Draft, Edits, Level, ResidualBuilder, Timestamp, Unsigned};
+use crate::trust::SecretKey;
+
+/// What a new patch says about itself, beside what follows from the checkpoint and the edits.
+#[derive(Debug, Clone)]
+pub struct About {
+    /// Its name, for people.
+    pub name: String,
+    /// The line of patches that it belongs to.
+    pub series: String,
+    /// Its place in the series, from 1.
+    pub sequence: u64,
+    /// Ids of the patches that it replaces.
+    pub supersedes: Vec<Sha256>,
+    /// When it is made.
+    pub created: Timestamp,
+    /// What makes it.
+    pub tool: Tool,
+    /// The base's name, for people.
+    pub base: String,
+    /// How it was made: data for auditors, without floats.
+    pub creation: Map<String, Value>,
+}
+
+impl About {
+    /// The first patch of a series, made now by this program.
+    pub fn new(name: impl Into<String>, series: impl Into<String>, base: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            series: series.into(),
+            sequence: 1,
+            supersedes: Vec::new(),
+            created: Timestamp::now(),
+            tool: this_tool(),
+            base: base.into(),
+            creation: Map::new(),
+        }
+    }
+}
+
+/// This program.
+pub(super) fn this_tool() -> Tool {
+    Tool { name: env!("CARGO_PKG_NAME").to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() }
+}
+
+/// Makes an unsigned patch: folds the edits into the checkpoint without writing to it, binds the patch to what the
+/// checkpoint is and to what it becomes, and keeps what takes it back. Reads each touched tensor once; holds the touched
+/// rows of one tensor.
+///
+/// # Errors
+/// An edit that does not fit the checkpoint, a weight that is not finite, a draft that breaks a rule of the format.
+pub fn assemble(
+    checkpoint: &Checkpoint,
+    edits: &Edits,
+    about: About,
+    progress: &dyn Progress,
+) -> Result<Unsigned, PatchError> {
+    let tensors = find_touched(checkpoint, edits, Side::Base)?;
+    progress.stage("binding to the base", tensors.iter().map(|tensor| tensor.length).sum());
+    let (mut base, mut result, mut residual) = (Vec::new(), Vec::new(), ResidualBuilder::new());
+    for (tensor, edit) in tensors.into_iter().zip(edits) {
+        let effect = measure(checkpoint, tensor, edit, &mut residual, progress)?;
+        base.push(effect.base);
+        result.push(effect.result);
+    }
+    let residual = residual.finish(edits)?;
+    let draft = Draft {
+        name: about.name,
+        series: about.series,
+        sequence: about.sequence,
+        supersedes: about.supersedes,
+        created: about.created,
+        tool: about.tool,
+        base: Base {
+            name: about.base,
+            architecture: architecture(checkpoint)?,
+            levels: vec![Level::Exact],
+            tensors: base,
+            extensions: Map::new(),
+        },
+        result: ResultBinding { tensors: result },
+        creation: about.creation,
+    };
+    Ok(draft.assemble(edits, Some(&residual))?)
+}
+
+/// Signs a patch and gives the bytes of its file.
+///
+/// # Errors
+/// The parts do not fit a container.
+pub fn sign(patch: &Unsigned, key: &SecretKey) -> Result<Vec<u8>, PatchError> {
+    Ok(patch.seal(&[key.sign(patch.manifest())?])?)
+}
+
+fn architecture(checkpoint: &Checkpoint) -> Result<Architecture, PatchError> {
+    let missing = || CheckpointError::Content { path: checkpoint.dir().join("config.json"), expected: "a model_type" };
+    let model_type = checkpoint.model_type().ok_or_else(missing)?.to_owned();
+    let config = architecture_config(&Value::Object(checkpoint.config().clone()));
+    Ok(Architecture { model_type, config })
+}

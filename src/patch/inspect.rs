@@ -1,0 +1,236 @@
+//! Inspect: what a patch says and holds, whoever made it.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::Contents;
+use crate::digest::{Blake3, Sha256};
+use crate::format::manifest::Tool;
+use crate::format::{Edit, Level, Timestamp};
+use crate::tensor::{Dtype, Shape, TensorName};
+
+/// A patch laid open. No signature is checked here.
+#[derive(Debug, Clone, Serialize)]
+pub struct Inspection {
+    /// The patch's id: the SHA-256 of its manifest.
+    pub id: Sha256,
+    /// Equal for patches of equal content.
+    pub content_root: Blake3,
+    /// Its name.
+    pub name: String,
+    /// The series it belongs to.
+    pub series: String,
+    /// Its number in the series.
+    pub sequence: u64,
+    /// Patches that it replaces.
+    pub supersedes: Vec<Sha256>,
+    /// When it was made, as its maker says.
+    pub created: Timestamp,
+    /// What made it, as its maker says.
+    pub tool: Tool,
+    /// Always false: `verify` checks signatures.
+    pub signatures_checked: bool,
+    /// The keys that claim to have signed.
+    pub claimed_signers: Vec<Sha256>,
+    /// What it was made for.
+    pub base: BaseSummary,
+    /// The parts of its payload.
+    pub sections: Vec<SectionSummary>,
+    /// What it needs that this version does not know.
+    pub not_understood: Vec<String>,
+    /// Sums over all edits.
+    pub totals: Totals,
+    /// Every touched tensor.
+    pub edits: Vec<EditSummary>,
+    /// How it was made, as its maker says.
+    pub creation: Map<String, Value>,
+    /// Members of the manifest that this version does not know.
+    pub extensions: Map<String, Value>,
+}
+
+/// What a patch was made for.
+#[derive(Debug, Clone, Serialize)]
+pub struct BaseSummary {
+    /// The base's name.
+    pub name: String,
+    /// Its architecture.
+    pub model_type: String,
+    /// How closely a checkpoint must match it.
+    pub levels: Vec<Level>,
+}
+
+/// One part of the payload.
+#[derive(Debug, Clone, Serialize)]
+pub struct SectionSummary {
+    /// Its name.
+    pub name: String,
+    /// What it holds.
+    pub kind: String,
+    /// How it is stored.
+    pub codec: String,
+    /// Whether a reader must understand it.
+    pub critical: bool,
+    /// Whether this version does.
+    pub known: bool,
+    /// Bytes in the file.
+    pub stored: u64,
+    /// Bytes decoded.
+    pub length: u64,
+}
+
+/// Sums over all edits.
+#[derive(Debug, Clone, Serialize)]
+pub struct Totals {
+    /// Touched tensors.
+    pub tensors: u64,
+    /// Touched rows.
+    pub rows: u64,
+    /// Clusters.
+    pub clusters: u64,
+    /// Trained numbers: clusters times row length.
+    pub parameters: u64,
+    /// Bytes of the touched rows.
+    pub touched_bytes: u64,
+    /// Bytes of the patch file.
+    pub file_bytes: u64,
+    /// Whether the patch carries what reverts it.
+    pub residual: bool,
+}
+
+/// One touched tensor.
+#[derive(Debug, Clone, Serialize)]
+pub struct EditSummary {
+    /// The tensor.
+    pub tensor: TensorName,
+    /// The layer's number, if the name has one.
+    pub layer: Option<u64>,
+    /// The projection: the name's last part before `weight`.
+    pub projection: String,
+    /// Its element type.
+    pub dtype: Dtype,
+    /// Its dimensions.
+    pub shape: Shape,
+    /// Whether rows or columns of the stored matrix are touched.
+    pub layout: String,
+    /// Touched rows.
+    pub rows: u64,
+    /// Rows it has.
+    pub of: u64,
+    /// Its clusters.
+    pub clusters: Vec<ClusterSummary>,
+    /// Frobenius norm of the change to the whole tensor.
+    pub norm: f64,
+}
+
+/// One cluster of rows that share a delta.
+#[derive(Debug, Clone, Serialize)]
+pub struct ClusterSummary {
+    /// Rows in it.
+    pub rows: u64,
+    /// Euclidean norm of its delta.
+    pub norm: f64,
+}
+
+/// Lays a patch open.
+pub fn inspect(contents: &Contents) -> Inspection {
+    let manifest = &contents.manifest;
+    let edits: Vec<EditSummary> = contents.edits.iter().map(summary).collect();
+    Inspection {
+        id: contents.id(),
+        content_root: manifest.content_root,
+        name: manifest.name.clone(),
+        series: manifest.series.clone(),
+        sequence: manifest.sequence,
+        supersedes: manifest.supersedes.clone(),
+        created: manifest.created,
+        tool: manifest.tool.clone(),
+        signatures_checked: false,
+        claimed_signers: contents.claimed_signers().to_vec(),
+        base: BaseSummary {
+            name: manifest.base.name.clone(),
+            model_type: manifest.base.architecture.model_type.clone(),
+            levels: manifest.base.levels.clone(),
+        },
+        sections: sections(contents),
+        not_understood: manifest.not_understood(),
+        totals: Totals {
+            tensors: contents.edits.len() as u64,
+            rows: contents.edits.rows() as u64,
+            clusters: edits.iter().map(|edit| edit.clusters.len() as u64).sum(),
+            parameters: contents.edits.parameters() as u64,
+            touched_bytes: contents.edits.touched_bytes(),
+            file_bytes: contents.bytes().len() as u64,
+            residual: contents.residual.is_some(),
+        },
+        edits,
+        creation: manifest.creation.clone(),
+        extensions: manifest.extensions.clone(),
+    }
+}
+
+fn sections(contents: &Contents) -> Vec<SectionSummary> {
+    let section = contents.manifest.sections.iter().map(|entry| SectionSummary {
+        name: entry.name.clone(),
+        kind: entry.kind.as_str().to_owned(),
+        codec: entry.codec.as_str().to_owned(),
+        critical: entry.critical,
+        known: entry.kind.is_known() && entry.codec.is_known(),
+        stored: entry.stored.length,
+        length: entry.content.length,
+    });
+    section.collect()
+}
+
+fn summary(edit: &Edit) -> EditSummary {
+    let (layer, projection) = place(edit.tensor());
+    let mut clusters = Vec::new();
+    for cluster in 0..edit.k() as u32 {
+        let rows = edit.clusters().iter().filter(|member| **member == cluster).count() as u64;
+        clusters.push(ClusterSummary { rows, norm: dot(edit.delta(cluster), edit.delta(cluster)).sqrt() });
+    }
+    let norm = clusters.iter().map(|cluster| cluster.rows as f64 * cluster.norm * cluster.norm).sum::<f64>().sqrt();
+    EditSummary {
+        tensor: edit.tensor().clone(),
+        layer,
+        projection,
+        dtype: edit.dtype(),
+        shape: edit.shape().clone(),
+        layout: edit.layout().to_string(),
+        rows: edit.rows().len() as u64,
+        of: edit.vectors().count(),
+        clusters,
+        norm,
+    }
+}
+
+/// Inner product in binary64.
+pub(super) fn dot(one: &[f32], other: &[f32]) -> f64 {
+    one.iter().zip(other).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}
+
+/// The layer's number and the projection that a tensor name tells of.
+fn place(tensor: &TensorName) -> (Option<u64>, String) {
+    let parts: Vec<&str> = tensor.as_str().split('.').collect();
+    let layer = parts.iter().find_map(|part| part.parse().ok());
+    let named = parts.iter().rev().find(|part| !matches!(**part, "weight" | "bias"));
+    (layer, named.copied().unwrap_or_default().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_layer_and_projection() {
+        for (name, layer, projection) in [
+            ("model.layers.7.mlp.gate_proj.weight", Some(7), "gate_proj"),
+            ("transformer.h.11.mlp.c_fc.weight", Some(11), "c_fc"),
+            ("model.layers.3.mlp.experts.gate_up_proj", Some(3), "gate_up_proj"),
+            ("lm_head.weight", None, "lm_head"),
+            ("weight", None, ""),
+        ] {
+            let name = TensorName::new(name).unwrap();
+            assert_eq!(place(&name), (layer, projection.to_owned()), "{name}");
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! The verbs, as functions: they take checked values, return result types and print nothing.
+//!
+//! [`verify::verify`] makes a [`VerifiedPatch`] of bytes and a policy; [`crate::checkpoint::BoundBase::exact`] makes a
+//! bound base of a checkpoint; [`apply::apply`] takes those two and nothing else.
+
+pub mod apply;
+pub mod assemble;
+#[cfg(feature = "create")]
+pub mod create;
+pub mod diff;
+mod effect;
+pub mod inspect;
+pub mod record;
+pub mod revert;
+mod rewrite;
+pub mod status;
+pub mod verify;
+
+use std::path::PathBuf;
+
+use crate::checkpoint::{BindError, CheckpointError, Side};
+use crate::digest::{Blake3, Sha256};
+use crate::fold::FoldError;
+use crate::format::container::{HEADER_BYTES, ReadError};
+use crate::format::limits::{MAX_MANIFEST_BYTES, MAX_PAYLOAD_BYTES, MAX_SIGNATURES_BYTES};
+use crate::format::residual::ResidualError;
+use crate::format::{Container, ContainerError, Edits, Manifest, Payload, PayloadError, Residual, WriteError};
+use crate::tensor::TensorName;
+use crate::trust::{KeyError, TrustError};
+
+pub use effect::EffectError;
+pub use record::RecordError;
+pub use verify::VerifiedPatch;
+
+/// The longest patch file: every part at its cap.
+pub const MAX_FILE_BYTES: u64 = HEADER_BYTES as u64 + MAX_MANIFEST_BYTES + MAX_SIGNATURES_BYTES + MAX_PAYLOAD_BYTES;
+
+/// Why a verb failed.
+#[derive(Debug, thiserror::Error)]
+pub enum PatchError {
+    /// Not a patch file, or a broken one.
+    #[error("malformed patch")]
+    Container(#[from] ContainerError),
+    /// The manifest breaks a rule.
+    #[error("malformed patch")]
+    Manifest(#[from] ReadError),
+    /// The payload is not what the manifest says.
+    #[error("malformed patch")]
+    Payload(#[from] PayloadError),
+    /// No signature that counts.
+    #[error("the patch is not trusted")]
+    Trust(#[from] TrustError),
+    /// A key cannot sign.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The patch needs what this version does not know.
+    #[error("the patch needs what this version does not know: {}", what.join("; "))]
+    NotUnderstood {
+        /// Rules and critical sections.
+        what: Vec<String>,
+    },
+    /// A new patch breaks a rule of the format.
+    #[error("the patch cannot be written")]
+    Write(#[from] WriteError),
+    /// A checkpoint cannot be read or written.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A checkpoint is another one than the patch is for.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The apply records of a checkpoint cannot be used.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The effect of edits cannot be worked out.
+    #[error(transparent)]
+    Effect(#[from] EffectError),
+    /// A row cannot be folded or unfolded.
+    #[error("tensor {tensor}, row {row}")]
+    Fold {
+        /// The tensor.
+        tensor: TensorName,
+        /// The row.
+        row: u32,
+        /// What is wrong with it.
+        source: FoldError,
+    },
+    /// The patch's residual would not give the base back.
+    #[error("tensor {tensor}, row {row}: the patch's residual does not restore the base, so it could not be reverted")]
+    Residual {
+        /// The tensor.
+        tensor: TensorName,
+        /// The row.
+        row: u32,
+    },
+    /// A residual of another patch.
+    #[error("the residual does not fit the patch")]
+    ResidualShape(#[from] ResidualError),
+    /// Nothing takes the patch back.
+    #[error("the patch carries no residual and none was kept, so it cannot be reverted")]
+    NoResidual,
+    /// What was written is not what the publisher signed.
+    #[error("tensor {tensor}: expected the signed {side} with BLAKE3 {}, got {}", expected.short(), found.short())]
+    Outcome {
+        /// The tensor.
+        tensor: TensorName,
+        /// The state that was to be reached.
+        side: Side,
+        /// The digest in the manifest.
+        expected: Blake3,
+        /// That of the bytes.
+        found: Blake3,
+    },
+    /// A file beside an apply record is not the one that was put there.
+    #[error("{}: expected BLAKE3 {}, found {}", path.display(), expected.short(), found.short())]
+    Recorded {
+        /// The file.
+        path: PathBuf,
+        /// The digest in the record.
+        expected: Blake3,
+        /// That of the file.
+        found: Blake3,
+    },
+}
+
+/// A patch whose bytes hold together. Says nothing about who made it: see [`VerifiedPatch`].
+#[derive(Debug, Clone)]
+pub struct Contents {
+    bytes: Vec<u8>,
+    id: Sha256,
+    claimed_signers: Vec<Sha256>,
+    /// What the patch says about itself.
+    pub manifest: Manifest,
+    /// What it changes.
+    pub edits: Edits,
+    /// What reverts it on the exact base, where it carries that.
+    pub residual: Option<Residual>,
+}
+
+impl Contents {
+    /// Reads a whole patch file: every digest and rule that needs no key.
+    ///
+    /// # Errors
+    /// The first rule broken.
+    pub fn read(bytes: Vec<u8>) -> Result<Self, PatchError> {
+        let container = Container::parse(&bytes)?;
+        let manifest = container.read_manifest()?;
+        let parts = Parts::of(&container, &manifest)?;
+        Ok(Self::new(bytes, manifest, parts))
+    }
+
+    fn new(bytes: Vec<u8>, manifest: Manifest, parts: Parts) -> Self {
+        let Parts { id, claimed_signers, payload: Payload { edits, residual } } = parts;
+        Self { bytes, id, claimed_signers, manifest, edits, residual }
+    }
+
+    /// The patch file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The patch's id: SHA-256 of its manifest.
+    pub fn id(&self) -> Sha256 {
+        self.id
+    }
+
+    /// Ids of the keys that claim to have signed it. A claim, not a fact.
+    pub fn claimed_signers(&self) -> &[Sha256] {
+        &self.claimed_signers
+    }
+
+    fn require_understood(&self) -> Result<(), PatchError> {
+        let what = self.manifest.not_understood();
+        if what.is_empty() { Ok(()) } else { Err(PatchError::NotUnderstood { what }) }
+    }
+}
+
+/// What a container holds besides its manifest, no longer borrowing its bytes.
+struct Parts {
+    id: Sha256,
+    claimed_signers: Vec<Sha256>,
+    payload: Payload,
+}
+
+impl Parts {
+    fn of(container: &Container<'_>, manifest: &Manifest) -> Result<Self, PatchError> {
+        let payload = Payload::read(manifest, container.payload())?;
+        let claimed_signers = container.signatures().iter().map(|record| record.key_id).collect();
+        Ok(Self { id: container.patch_id(), claimed_signers, payload })
+    }
+}

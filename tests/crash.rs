@@ -1,0 +1,211 @@
+//! Faults at every call that changes the disk: a killed process leaves the old checkpoint or the new one, a failed call
+//! leaves the old one, and nothing else stays.
+//!
+//! Needs the debug build, whose program takes faults from the environment.
+#![cfg(debug_assertions)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{run, run_with};
+
+type Files = BTreeMap<PathBuf, Vec<u8>>;
+
+const APPLY: &[&str] = &["apply", "p.nestpatch", "model", "--key", "key.pub", "--in-place", "-q"];
+const REVERT: &[&str] = &["revert", "model", "--in-place", "-q"];
+const APPLY_TO: &[&str] = &["apply", "p.nestpatch", "model", "--key", "key.pub", "-o", "out", "-q"];
+const REVERT_TO: &[&str] = &["revert", "model", "-o", "out", "-q"];
+
+/// A folder to start from: `model` as it is before the verb.
+struct Start {
+    root: tempfile::TempDir,
+}
+
+impl Start {
+    /// The base, or the base with the patch applied.
+    fn new(patched: bool) -> Self {
+        let root = common::folder();
+        let model = root.path().join("model");
+        common::checkpoint(&model);
+        fs::write(root.path().join("p.nestpatch"), common::small_patch(&model)).unwrap();
+        common::public_key(&root.path().join("key.pub"));
+        if patched {
+            assert_eq!(run(root.path(), APPLY).code, Some(0));
+        }
+        Self { root }
+    }
+
+    /// A copy to work in.
+    fn copy(&self) -> tempfile::TempDir {
+        let copy = common::folder();
+        for (path, bytes) in common::snapshot(self.root.path()) {
+            let to = copy.path().join(&path);
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            if path.to_str().unwrap().ends_with('/') {
+                fs::create_dir_all(&to).unwrap()
+            } else {
+                fs::write(&to, bytes).unwrap()
+            }
+        }
+        copy
+    }
+}
+
+/// The files below a folder; times in records are left out, and nothing at all if it does not exist.
+fn look(dir: &Path) -> Option<Files> {
+    let mut files = if dir.exists() { common::snapshot(dir) } else { return None };
+    for (path, bytes) in &mut files {
+        if path.starts_with("nestpatch") && path.extension().is_some_and(|extension| extension == "json") {
+            let mut record: serde_json::Value = serde_json::from_slice(bytes).unwrap();
+            record["predicate"]["applied"] = "".into();
+            *bytes = record.to_string().into_bytes();
+        }
+    }
+    Some(files)
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Strikes at call 1, 2, .. of a change in place until one run is over before the fault comes.
+fn in_place(patched: bool, verb: &[&str], kind: &str) {
+    let start = Start::new(patched);
+    let old = look(&start.root.path().join("model"));
+    let done = start.copy();
+    assert_eq!(run(done.path(), verb).code, Some(0));
+    let new = look(&done.path().join("model"));
+    assert!(old != new);
+    let mut outcomes = [0, 0];
+    for call in 1.. {
+        let place = start.copy();
+        let model = place.path().join("model");
+        let ran = run_with(place.path(), Some(&format!("{kind}@{call}")), verb);
+        if ran.code == Some(0) {
+            assert!(call > 30, "{kind}: only {call} calls were tried");
+            break;
+        }
+        if kind != "kill" {
+            let untidy = ran.stderr.contains("the change is complete");
+            assert_eq!(ran.code, Some(1), "{kind}@{call}: {}", ran.stderr);
+            assert!(untidy || look(&model) == old, "{kind}@{call}: {}", ran.stderr);
+        }
+        let status = run(place.path(), &["status", "model"]);
+        assert_eq!(status.code, Some(0), "{kind}@{call}: {}", status.stderr);
+        let found = look(&model);
+        assert!(found == old || found == new, "{kind}@{call}: torn; {}", status.stderr);
+        outcomes[usize::from(found == new)] += 1;
+        assert_eq!(run(place.path(), &["status", "model"]).stderr, "", "{kind}@{call}: mended once");
+        if found == old && call % 4 == 0 {
+            assert_eq!(run(place.path(), verb).code, Some(0), "{kind}@{call}: works again");
+            assert!(look(&model) == new, "{kind}@{call}: works again");
+        }
+    }
+    assert!(outcomes[0] > 20 && outcomes[1] > 0, "{kind}: {outcomes:?}");
+}
+
+/// The same for a new folder: it is there as a whole or not at all, and the source stays as it is.
+fn to_new_folder(patched: bool, verb: &[&str], kind: &str) {
+    let start = Start::new(patched);
+    let old = look(&start.root.path().join("model"));
+    let done = start.copy();
+    assert_eq!(run(done.path(), verb).code, Some(0));
+    let new = look(&done.path().join("out"));
+    for call in 1.. {
+        let place = start.copy();
+        let ran = run_with(place.path(), Some(&format!("{kind}@{call}")), verb);
+        assert!(look(&place.path().join("model")) == old, "{kind}@{call}");
+        if ran.code == Some(0) {
+            assert!(call > 60, "{kind}: only {call} calls were tried");
+            break;
+        }
+        let out = look(&place.path().join("out"));
+        assert!(out.is_none() || out == new, "{kind}@{call}: half an output");
+        if kind != "kill" {
+            assert_eq!(ran.code, Some(1), "{kind}@{call}: {}", ran.stderr);
+            assert!(out.is_some() || names(place.path()) == ["key.pub", "model", "p.nestpatch"], "{kind}@{call}");
+        }
+        if out.is_none() {
+            assert_eq!(run(place.path(), verb).code, Some(0), "{kind}@{call}: works again");
+            assert!(look(&place.path().join("out")) == new, "{kind}@{call}: works again");
+        }
+        assert_eq!(names(place.path()), ["key.pub", "model", "out", "p.nestpatch"], "{kind}@{call}: swept");
+    }
+}
+
+#[test]
+fn apply_in_place_killed() {
+    in_place(false, APPLY, "kill");
+}
+
+#[test]
+fn revert_in_place_killed() {
+    in_place(true, REVERT, "kill");
+}
+
+#[test]
+fn apply_in_place_on_a_full_disk() {
+    in_place(false, APPLY, "enospc");
+}
+
+#[test]
+fn revert_in_place_with_failing_writes() {
+    in_place(true, REVERT, "eio");
+}
+
+#[test]
+fn apply_to_a_new_folder_killed() {
+    to_new_folder(false, APPLY_TO, "kill");
+}
+
+#[test]
+fn revert_to_a_new_folder_on_a_full_disk() {
+    to_new_folder(true, REVERT_TO, "enospc");
+}
+
+/// Recovery is itself killed at each of its calls, and still ends in the old checkpoint.
+#[test]
+fn recovery_killed() {
+    let start = Start::new(false);
+    let old = look(&start.root.path().join("model"));
+    let torn = start.copy();
+    let model = torn.path().join("model");
+    let call = (10..).find(|call| {
+        fs::remove_dir_all(&model).unwrap();
+        copy_into(&start.root.path().join("model"), &model);
+        run_with(torn.path(), Some(&format!("kill@{call}")), APPLY);
+        let shards = |dir: &Path| common::snapshot(dir).into_iter().filter(|(path, _)| !path.starts_with("nestpatch"));
+        shards(&model).ne(shards(&start.root.path().join("model")))
+    });
+    assert!(call.is_some() && model.join("nestpatch/journal").exists());
+    for call in 1.. {
+        let place = common::folder();
+        copy_into(&model, &place.path().join("model"));
+        let ran = run_with(place.path(), Some(&format!("kill@{call}")), &["status", "model"]);
+        if ran.code == Some(0) {
+            assert!(call > 10, "only {call} calls were tried");
+            break;
+        }
+        assert_eq!(run(place.path(), &["status", "model"]).code, Some(0));
+        assert_eq!(look(&place.path().join("model")), old, "kill@{call}");
+    }
+}
+
+fn copy_into(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for (path, bytes) in common::snapshot(from) {
+        let to = to.join(&path);
+        if path.to_str().unwrap().ends_with('/') {
+            fs::create_dir_all(&to).unwrap()
+        } else {
+            fs::write(&to, bytes).unwrap()
+        }
+    }
+}
