@@ -260,6 +260,24 @@ fn a_weight_that_is_not_a_number_is_named() {
 }
 
 #[test]
+fn a_record_that_no_longer_holds_stops_the_next_patch() {
+    let world = world();
+    let dir = world.path();
+    let before = snapshot(&dir.join("base"));
+    succeeds(dir, IN_PLACE);
+    for (name, bytes) in before.iter().filter(|(name, _)| name.extension().is_some_and(|end| end == "safetensors")) {
+        fs::write(dir.join("base").join(name), bytes).unwrap();
+    }
+    for arguments in [IN_PLACE, TO_OUT, &[IN_PLACE, &["--dry-run"]].concat()] {
+        fails(dir, arguments, 5, &["0001.json", "something else by now", "Hint: "]);
+    }
+    fs::remove_dir_all(dir.join("base/nestpatch")).unwrap();
+    succeeds(dir, IN_PLACE);
+    succeeds(dir, &["revert", "base", "--in-place"]);
+    assert!(snapshot(&dir.join("base")) == before);
+}
+
+#[test]
 fn applying_twice_points_to_status() {
     let world = world();
     succeeds(world.path(), IN_PLACE);

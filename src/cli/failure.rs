@@ -145,6 +145,7 @@ fn exit_of(error: &PatchError) -> Exit {
         PatchError::Effect(EffectError::Bind(error)) => exit_of_bind(error),
         PatchError::Effect(EffectError::Residual(_)) => Exit::Patch,
         PatchError::Effect(EffectError::Fold { .. }) | PatchError::Fold { .. } => Exit::Checkpoint,
+        PatchError::StaleRecord { .. } => Exit::Base,
         PatchError::Recorded { .. } => Exit::Checkpoint,
     }
 }
@@ -182,6 +183,9 @@ fn hint_of(error: &PatchError) -> Option<&'static str> {
             Some("get the publisher's public key from them, not from the patch's source, and give it with --key")
         }
         PatchError::NotUnderstood { .. } => Some("a newer nestpatch may understand it"),
+        PatchError::StaleRecord { .. } => Some(
+            "`nestpatch status DIR` shows how it stands; if the weights were fetched anew, remove the nestpatch folder",
+        ),
         PatchError::Record(RecordError::None { .. }) => Some("`nestpatch status DIR` shows what is applied"),
         _ => None,
     }
@@ -217,7 +221,9 @@ fn hint_of_checkpoint(error: &CheckpointError) -> Option<&'static str> {
 
 fn hint_of_mismatch(kind: &MismatchKind) -> Option<&'static str> {
     match kind {
-        MismatchKind::Rows { other_side: true, .. } => Some("`nestpatch status DIR` shows what is applied"),
+        MismatchKind::Rows { other_side: true, .. } => {
+            Some("the patch is already where you want to bring it: `nestpatch status DIR` shows what is applied")
+        }
         MismatchKind::NotFinite { .. } => Some("the weights are damaged: fetch the checkpoint again"),
         MismatchKind::Elsewhere { .. } => {
             Some("the rows to change are as expected, so this may be another version or a fine-tuned child of the base")

@@ -8,8 +8,11 @@ use super::assemble::this_tool;
 use super::effect::{self, measure};
 use super::record::{AppliedPatch, Record, SignedBy, next_number};
 use super::rewrite::Rewrite;
+use super::status::{StatusEntry, status};
 use super::{Contents, PatchError, VerifiedPatch};
-use crate::checkpoint::{BoundBase, Changer, Intent, Progress, Side, Staged, check_target, copied_bytes};
+use crate::checkpoint::{
+    BoundBase, Changer, Checkpoint, Intent, Progress, STATE_FOLDER, Side, Staged, check_target, copied_bytes,
+};
 use crate::digest::{Blake3, Sha256};
 use crate::format::residual::{Residual, ResidualBuilder};
 use crate::format::{Level, Timestamp};
@@ -71,6 +74,7 @@ pub fn apply(
     target: Target<'_>,
     progress: &dyn Progress,
 ) -> Result<Applied, PatchError> {
+    refuse_stale_records(base.checkpoint())?;
     let mut applied = plan(patch, base, target)?;
     let contents = patch.contents();
     let (residual, kept) = residual_for(contents, base)?;
@@ -104,6 +108,7 @@ pub fn dry_run(
     target: Target<'_>,
     progress: &dyn Progress,
 ) -> Result<Applied, PatchError> {
+    refuse_stale_records(base.checkpoint())?;
     let mut applied = plan(patch, base, target)?;
     applied.dry_run = true;
     let contents = patch.contents();
@@ -119,6 +124,18 @@ pub fn dry_run(
     let (residual, _) = residual_for(contents, base)?;
     applied.changed = Rewrite::new(base, contents, &residual).rehearse()?;
     Ok(applied)
+}
+
+/// A new record on top of one that no longer holds could never be taken back.
+fn refuse_stale_records(checkpoint: &Checkpoint) -> Result<(), PatchError> {
+    let stale = |entry: StatusEntry| (!entry.is_sound()).then_some(entry.record);
+    match status(checkpoint)?.applied.into_iter().find_map(stale) {
+        None => Ok(()),
+        Some(record) => Err(PatchError::StaleRecord {
+            path: checkpoint.dir().join(STATE_FOLDER).join(record.file_name()),
+            name: record.patch.name,
+        }),
+    }
 }
 
 /// What takes the patch back: what it carries, or, where it carries none, what is worked out here; the latter with the

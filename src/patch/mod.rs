@@ -110,6 +110,14 @@ pub enum PatchError {
         /// That of the bytes.
         found: Blake3,
     },
+    /// A record says that a patch is applied, and the rows say it is not.
+    #[error("{}: says that {name:?} is applied, but its rows are something else by now", path.display())]
+    StaleRecord {
+        /// The record.
+        path: PathBuf,
+        /// The patch's name.
+        name: String,
+    },
     /// A file beside an apply record is not the one that was put there.
     #[error("{}: expected BLAKE3 {}, found {}", path.display(), expected.short(), found.short())]
     Recorded {

@@ -57,7 +57,14 @@ pub enum State {
 impl Status {
     /// Whether everything that is applied holds.
     pub fn is_sound(&self) -> bool {
-        self.applied.iter().all(|entry| matches!(entry.state, State::Holds | State::Covered { .. }))
+        self.applied.iter().all(StatusEntry::is_sound)
+    }
+}
+
+impl StatusEntry {
+    /// Whether the patch holds, or is seen through a newer one.
+    pub fn is_sound(&self) -> bool {
+        matches!(self.state, State::Holds | State::Covered { .. })
     }
 }
 
