@@ -133,6 +133,8 @@ fn prompt_files_that_cannot_be_used() {
     fs::write(dir.join("table.csv"), "goal,target\na,b\n").unwrap();
     fs::write(dir.join("latin.txt"), b"caf\xe9\n").unwrap();
     fails(dir, &create(&["--harmful", "empty.txt"]), 7, &["empty.txt", "at least one prompt"]);
+    fails(dir, &create(&["--harmful", "/dev/zero"]), 7, &["/dev/zero", "at most"]);
+    fails(dir, &create(&["-o", "absent/p.nestpatch"]), 1, &["absent/p.nestpatch", "folder does not exist"]);
     fails(dir, &create(&["--harmful", "absent.txt"]), 1, &["absent.txt", "cannot be read"]);
     let column = ["--harmful", "table.csv", "--harmful-column", "prompt"];
     fails(dir, &create(&column), 7, &["table.csv", "\"prompt\"", "\"goal\"", "Hint: "]);

@@ -58,7 +58,8 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
 fn text(done: &Applied) -> String {
     let heading = match done.dry_run {
         true => format!("Would apply {} to {} (nothing was written)", done.name, done.checkpoint.display()),
-        false => format!("Applied {} to {}", done.name, done.checkpoint.display()),
+        false if done.output == done.checkpoint => format!("Applied {} to {}", done.name, done.checkpoint.display()),
+        false => format!("Applied {} to a copy of {}", done.name, done.checkpoint.display()),
     };
     let signers = done.signers.iter().map(SignedBy::to_string).collect::<Vec<_>>().join(", ");
     let (rows, tensors) = (count(done.rows, "row"), count(done.tensors, "tensor"));

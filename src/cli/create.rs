@@ -153,6 +153,11 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
         let taken = Failure::message(Exit::Failed, format!("{} already exists", arguments.output.display()));
         return Err(taken.hint("choose another -o, or remove it first; nothing is overwritten"));
     }
+    let parent = arguments.output.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if parent.is_some_and(|parent| !parent.is_dir()) {
+        let missing = format!("{}: its folder does not exist", arguments.output.display());
+        return Err(Failure::message(Exit::Failed, missing));
+    }
     let options = arguments.method.options(arguments.columns.refusals.as_deref())?;
     let Columns { harmful_column, refusal_column, benign_column, answer_column, .. } = &arguments.columns;
     let harmful = load(&arguments.harmful, harmful_column, refusal_column)?;

@@ -34,7 +34,13 @@ fn text(found: &Inspection) -> String {
         ("series", format!("{}, number {}", found.series, found.sequence)),
         ("created", format!("{} by {} {}", found.created, found.tool.name, found.tool.version)),
         ("base", format!("{} ({}), binds: {levels}", found.base.name, found.base.model_type)),
-        ("signatures", format!("not checked; made by keys {}", if claimed.is_empty() { "(none)" } else { &claimed })),
+        (
+            "signatures",
+            format!(
+                "not checked, nobody vouches for this; claimed by keys {}",
+                if claimed.is_empty() { "(none)" } else { &claimed }
+            ),
+        ),
         ("edits", edits(found)),
         (
             "size",

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::failure::Failure;
+use super::failure::{Exit, Failure};
 
 /// How to talk: set once from the command line.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +40,10 @@ impl Output {
             escape(&text(body))
         };
         match writeln!(io::stdout().lock(), "{}", printed.trim_end()) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::other(error)),
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::message(
+                Exit::Failed,
+                format!("cannot write to stdout, though the command is done: {error}"),
+            )),
             _ => Ok(()),
         }
     }

@@ -17,12 +17,10 @@ pub enum NestError {
         source: std::io::Error,
     },
     /// A prompt file over the size limit.
-    #[error("{file}: {found} bytes of prompts, expected at most {}", super::prompts::MAX_FILE_BYTES)]
+    #[error("{file}: expected at most {} bytes of prompts, found more", super::prompts::MAX_FILE_BYTES)]
     PromptFileSize {
         /// The file.
         file: String,
-        /// Its length in bytes.
-        found: u64,
     },
     /// A prompt file that is not UTF-8.
     #[error("{file}: expected UTF-8 text, found another encoding at byte {offset}")]

@@ -1,6 +1,7 @@
 //! Prompt sets: what a person brings, as JSON lines, JSON, CSV or one prompt a line.
 
 use std::collections::HashMap;
+use std::io::Read;
 use std::path::Path;
 
 use serde_json::Value;
@@ -98,11 +99,13 @@ impl PromptSet {
     pub fn load(path: &Path, fields: &Fields) -> Result<Self, NestError> {
         let source = path.display().to_string();
         let unreadable = |error| NestError::Read { path: source.clone(), source: error };
-        let length = std::fs::metadata(path).map_err(unreadable)?.len();
-        if length > MAX_FILE_BYTES {
-            return Err(NestError::PromptFileSize { file: source, found: length });
+        let mut bytes = Vec::new();
+        // Not by the length that the file system gives: a device has none and never ends.
+        let mut file = std::fs::File::open(path).map_err(unreadable)?.take(MAX_FILE_BYTES + 1);
+        let found = file.read_to_end(&mut bytes).map_err(unreadable)? as u64;
+        if found > MAX_FILE_BYTES {
+            return Err(NestError::PromptFileSize { file: source });
         }
-        let bytes = std::fs::read(path).map_err(unreadable)?;
         Self::parse(&bytes, FileFormat::of(path), fields, &source)
     }
 
