@@ -311,6 +311,7 @@ fn a_hub_snapshot_is_read_and_never_written_through() {
     }
     let blobs = snapshot(&dir.join("blobs"));
     fails(dir, IN_PLACE, 6, &["symbolic link", "Hint", "-o"]);
+    fails(dir, &[IN_PLACE, &["--dry-run"]].concat(), 6, &["symbolic link", "Hint", "-o"]);
     succeeds(dir, TO_OUT);
     assert!(snapshot(&dir.join("blobs")) == blobs);
     for (path, _) in snapshot(&dir.join("out")) {
@@ -325,6 +326,7 @@ fn a_shard_with_a_second_link_is_not_changed_in_place() {
     let world = world();
     fs::hard_link(world.path().join(SECOND), world.path().join("elsewhere")).unwrap();
     fails(world.path(), IN_PLACE, 6, &["hard link", "model-00002"]);
+    fails(world.path(), &[IN_PLACE, &["--dry-run"]].concat(), 6, &["hard link", "model-00002"]);
 }
 
 #[test]

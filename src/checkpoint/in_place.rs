@@ -205,6 +205,16 @@ impl Checkpoint {
         }
     }
 
+    /// What [`Checkpoint::change_in_place`] would refuse before it writes.
+    ///
+    /// # Errors
+    /// A shard that is a link or cannot be opened for writing; something else where the journal would lie.
+    pub fn check_change_in_place(&self, tensors: &[&TensorInfo]) -> Result<(), CheckpointError> {
+        self.open_for_writing(tensors)?;
+        state_folder(&self.dir)?;
+        Ok(())
+    }
+
     fn open_for_writing(&self, tensors: &[&TensorInfo]) -> Result<BTreeMap<usize, (PathBuf, File)>, CheckpointError> {
         let mut open = BTreeMap::new();
         for tensor in tensors {

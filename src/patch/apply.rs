@@ -109,6 +109,9 @@ pub fn dry_run(
     progress: &dyn Progress,
 ) -> Result<Applied, PatchError> {
     refuse_stale_records(base.checkpoint())?;
+    if let Target::InPlace = target {
+        base.checkpoint().check_change_in_place(base.tensors())?;
+    }
     let mut applied = plan(patch, base, target)?;
     applied.dry_run = true;
     let contents = patch.contents();
