@@ -260,6 +260,24 @@ fn a_weight_that_is_not_a_number_is_named() {
 }
 
 #[test]
+fn inspect_names_every_row() {
+    let world = world();
+    let dir = world.path();
+    let data = json(&succeeds(dir, &["inspect", "p.nestpatch", "--json"]));
+    let patch = nestpatch::patch::Contents::read(fs::read(dir.join("p.nestpatch")).unwrap()).unwrap();
+    for (edit, shown) in patch.edits.iter().zip(data["edits"].as_array().unwrap()) {
+        let clusters = shown["clusters"].as_array().unwrap();
+        assert_eq!(clusters.len(), edit.k());
+        for (row, cluster) in edit.rows().iter().zip(edit.clusters()) {
+            let indices = clusters[*cluster as usize]["indices"].as_array().unwrap();
+            assert!(indices.contains(&Value::from(*row)), "{row}: {indices:?}");
+        }
+        let shown: usize = clusters.iter().map(|cluster| cluster["indices"].as_array().unwrap().len()).sum();
+        assert_eq!(shown, edit.rows().len());
+    }
+}
+
+#[test]
 fn a_record_that_no_longer_holds_stops_the_next_patch() {
     let world = world();
     let dir = world.path();

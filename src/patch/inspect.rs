@@ -125,8 +125,10 @@ pub struct EditSummary {
 /// One cluster of rows that share a delta.
 #[derive(Debug, Clone, Serialize)]
 pub struct ClusterSummary {
-    /// Rows in it.
+    /// How many rows are in it.
     pub rows: u64,
+    /// Which, ascending.
+    pub indices: Vec<u32>,
     /// Euclidean norm of its delta.
     pub norm: f64,
 }
@@ -183,10 +185,15 @@ fn sections(contents: &Contents) -> Vec<SectionSummary> {
 
 fn summary(edit: &Edit) -> EditSummary {
     let (layer, projection) = place(edit.tensor());
-    let mut clusters = Vec::new();
-    for cluster in 0..edit.k() as u32 {
-        let rows = edit.clusters().iter().filter(|member| **member == cluster).count() as u64;
-        clusters.push(ClusterSummary { rows, norm: dot(edit.delta(cluster), edit.delta(cluster)).sqrt() });
+    let norm = |cluster| dot(edit.delta(cluster), edit.delta(cluster)).sqrt();
+    let mut clusters: Vec<ClusterSummary> = (0..edit.k() as u32)
+        .map(|cluster| ClusterSummary { rows: 0, indices: Vec::new(), norm: norm(cluster) })
+        .collect();
+    for (row, cluster) in edit.rows().iter().zip(edit.clusters()) {
+        if let Some(cluster) = clusters.get_mut(*cluster as usize) {
+            cluster.rows += 1;
+            cluster.indices.push(*row);
+        }
     }
     let norm = clusters.iter().map(|cluster| cluster.rows as f64 * cluster.norm * cluster.norm).sum::<f64>().sqrt();
     EditSummary {
