@@ -138,6 +138,7 @@ fn prompt_files_that_cannot_be_used() {
     fails(dir, &create(&["--harmful", "absent.txt"]), 1, &["absent.txt", "cannot be read"]);
     let column = ["--harmful", "table.csv", "--harmful-column", "prompt"];
     fails(dir, &create(&column), 7, &["table.csv", "\"prompt\"", "\"goal\"", "Hint: "]);
+    fails(dir, &create(&["--refusals", "/dev/zero"]), 7, &["/dev/zero", "regular file"]);
     fails(dir, &create(&["--benign", "latin.txt"]), 7, &["latin.txt", "UTF-8", "byte 3"]);
     fails(dir, &create(&["--benign", "harmful.jsonl"]), 7, &["in both sets"]);
 }

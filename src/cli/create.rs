@@ -243,7 +243,7 @@ impl Method {
 }
 
 fn read_text(path: &Path) -> Result<String, Failure> {
-    let bytes = read_bounded(path, MAX_TEXT_BYTES)?;
+    let bytes = read_bounded(path, MAX_TEXT_BYTES).map_err(|error| Failure::new(Exit::Input, &error))?;
     String::from_utf8(bytes).map_err(|error| Failure::message(Exit::Input, format!("{}: {error}", path.display())))
 }
 

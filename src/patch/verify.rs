@@ -146,14 +146,16 @@ impl Examination {
         let claimed = contents.claimed_signers().len();
         found.claim("signature", Standing::Unchecked, format!("{claimed} in the file, no key or trust file given"));
         found.contents(contents);
-        found.claim("base", Standing::Unchecked, "compared only for a trusted patch");
+        found.claim("base", Standing::Unchecked, "not compared: that is done for a trusted patch only");
         found
     }
 
     fn distrusted(id: Sha256, error: &TrustError) -> Self {
         let mut found = Self::new(Verdict::Untrusted, id, None);
         found.claim("container", Standing::Proven, "whole, every part where the header says");
-        found.claim("signature", Standing::Failed, error.to_string());
+        // The claim is named after its subject already.
+        let detail = error.to_string();
+        found.claim("signature", Standing::Failed, detail.strip_prefix("signature: ").unwrap_or(&detail));
         found.claim("content", Standing::Unchecked, "not decoded, as nobody vouches for it");
         found
     }
