@@ -271,7 +271,8 @@ fn compare(sets: &BTreeMap<&'static str, PromptSet>, before: &Answers, after: &A
 }
 
 fn count(counted: Counted, set: &PromptSet, answers: &[String]) -> Rate {
-    let refused = |answer: &String| RefusalPhrases::default().judge(answer, None) == Verdict::Yes;
+    let refusals = RefusalPhrases::default();
+    let refused = |answer: &String| refusals.judge(answer, None) == Verdict::Yes;
     Rate::of(set.prompts().iter().zip(answers).map(|(prompt, answer)| match counted {
         Counted::NotRefused => !refused(answer),
         Counted::Refused => refused(answer),

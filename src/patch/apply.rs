@@ -74,7 +74,6 @@ pub fn apply(
     target: Target<'_>,
     progress: &dyn Progress,
 ) -> Result<Applied, PatchError> {
-    refuse_stale_records(base.checkpoint())?;
     let mut applied = plan(patch, base, target)?;
     let contents = patch.contents();
     let (residual, kept) = residual_for(contents, base)?;
@@ -108,10 +107,6 @@ pub fn dry_run(
     target: Target<'_>,
     progress: &dyn Progress,
 ) -> Result<Applied, PatchError> {
-    refuse_stale_records(base.checkpoint())?;
-    if let Target::InPlace = target {
-        base.checkpoint().check_change_in_place(base.tensors())?;
-    }
     let mut applied = plan(patch, base, target)?;
     applied.dry_run = true;
     let contents = patch.contents();
@@ -154,8 +149,10 @@ fn residual_for(contents: &Contents, base: &BoundBase<'_>) -> Result<(Residual, 
     }
 }
 
+/// Every check that needs no write, and what the change comes to.
 fn plan(patch: &VerifiedPatch, base: &BoundBase<'_>, target: Target<'_>) -> Result<Applied, PatchError> {
     let (contents, checkpoint) = (patch.contents(), base.checkpoint());
+    refuse_stale_records(checkpoint)?;
     contents.require_understood()?;
     let touched = contents.edits.touched_bytes();
     let records = contents.bytes().len() as u64;
@@ -164,7 +161,10 @@ fn plan(patch: &VerifiedPatch, base: &BoundBase<'_>, target: Target<'_>) -> Resu
             check_target(checkpoint, out)?;
             (out, copied_bytes(checkpoint)?)
         }
-        Target::InPlace => (checkpoint.dir(), touched),
+        Target::InPlace => {
+            checkpoint.check_change_in_place(base.tensors())?;
+            (checkpoint.dir(), touched)
+        }
     };
     Ok(Applied {
         dry_run: false,
