@@ -45,3 +45,10 @@ pub const MAX_EDITS: usize = 32_768;
 pub const MAX_ROWS: usize = 1 << 24;
 /// Elements of one row: the widest feed-forward inputs in use are under 2^16.
 pub const MAX_COLS: usize = 1 << 20;
+
+/// Bytes of a DSSE envelope in JSON: a full status feed is about 17 MiB in Base64.
+pub const MAX_ENVELOPE_BYTES: usize = 24 << 20;
+/// Entries of a status feed.
+pub const MAX_FEED_ENTRIES: usize = 1 << 14;
+/// Bytes of the reason in a status feed's entry.
+pub const MAX_REASON_BYTES: usize = 500;

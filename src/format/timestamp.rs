@@ -50,6 +50,21 @@ impl Timestamp {
         let (day, hour, minute, second) = (small(days + 1), small(hour), small(minute), small(second));
         Self { year, month, day, hour, minute, second }
     }
+
+    /// Seconds since 1970-01-01T00:00:00Z; none before.
+    pub fn to_unix(self) -> u64 {
+        let years: u64 = (1970..self.year).map(days_in_year).sum();
+        let months: u64 = (1..self.month).map(|month| days_in_month(self.year, month)).sum();
+        let days = years + months + u64::from(self.day) - 1;
+        let seconds = ((u64::from(self.hour) * 60) + u64::from(self.minute)) * 60 + u64::from(self.second);
+        if self.year < 1970 { 0 } else { days * 86_400 + seconds }
+    }
+
+    /// The time `days` later.
+    #[must_use]
+    pub fn plus_days(self, days: u32) -> Self {
+        Self::from_unix(self.to_unix() + u64::from(days) * 86_400)
+    }
 }
 
 impl fmt::Display for Timestamp {
@@ -129,6 +144,7 @@ mod tests {
         ] {
             assert_eq!(Timestamp::from_unix(seconds).to_string(), text);
             assert_eq!(text.parse(), Ok(Timestamp::from_unix(seconds)));
+            assert_eq!(Timestamp::from_unix(seconds).to_unix(), seconds.min(253_402_300_799));
         }
     }
 
@@ -149,6 +165,12 @@ mod tests {
         ] {
             assert!(wrong.parse::<Timestamp>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn days_carry_over() {
+        let time: Timestamp = "2027-12-30T23:59:59Z".parse().unwrap();
+        assert_eq!(time.plus_days(62).to_string(), "2028-03-01T23:59:59Z");
     }
 
     #[test]
