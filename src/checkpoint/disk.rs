@@ -30,13 +30,32 @@ pub(crate) fn create_with(path: &Path, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// The file exists, or the disk refuses. Nothing is left behind.
 pub fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_beside(path, bytes, |partial| rename(partial, path))
+}
+
+/// Replaces a file, whole or not at all, keeping its permissions; also one that is not there yet.
+///
+/// # Errors
+/// The disk refuses. The old file is as it was, and nothing is left behind.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_beside(path, bytes, |partial| {
+        if let Ok(metadata) = fs::metadata(path) {
+            set_mode(partial, metadata.permissions())?;
+        }
+        fault::step(path).and_then(|()| fs::rename(partial, path)).map_err(failed("rename to", path))
+    })
+}
+
+fn write_beside(path: &Path, bytes: &[u8], place: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let partial = path.with_file_name(format!(".{name}.partial-{}", std::process::id()));
-    let written = create_with(&partial, bytes).and_then(|()| rename(&partial, path));
+    let written = create_with(&partial, bytes).and_then(|()| place(&partial));
     if written.is_err() {
         remove(&partial)?;
+        return written;
     }
-    written
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    sync_dir(folder)
 }
 
 /// Makes `to`, a new file, a clone of `from` that shares its blocks; `false` where the file system cannot.
