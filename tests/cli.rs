@@ -9,7 +9,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
-use common::{Ran, run, snapshot, world};
+use common::{Ran, fails, run, snapshot, succeeds, world};
 use nestpatch::trust::SecretKey;
 use serde_json::Value;
 
@@ -19,28 +19,6 @@ const SECOND: &str = "base/model-00002-of-00003.safetensors";
 
 fn json(ran: &Ran) -> Value {
     serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
-}
-
-#[track_caller]
-fn succeeds(dir: &Path, arguments: &[&str]) -> Ran {
-    let ran = run(dir, arguments);
-    assert_eq!(ran.code, Some(0), "{arguments:?}: {ran:?}");
-    ran
-}
-
-/// Fails with this code and these words on stderr, prints no data, and changes nothing in `dir`.
-#[track_caller]
-fn fails(dir: &Path, arguments: &[&str], code: i32, words: &[&str]) -> Ran {
-    let before = snapshot(dir);
-    let ran = run(dir, arguments);
-    assert_eq!(ran.code, Some(code), "{arguments:?}: {ran:?}");
-    assert_eq!(ran.stdout, "", "{arguments:?}");
-    assert!(ran.stderr.starts_with("Error: "), "{arguments:?}: {ran:?}");
-    for word in words {
-        assert!(ran.stderr.contains(word), "{arguments:?} lacks {word:?}: {}", ran.stderr);
-    }
-    assert!(snapshot(dir) == before, "{arguments:?} left something behind");
-    ran
 }
 
 #[test]

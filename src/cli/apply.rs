@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::failure::{Exit, Failure};
 use super::output::{Output, bytes, count, fields, grouped};
 use super::progress::Bars;
-use super::trusted::{self, Trusted};
+use super::trusted::Trusted;
 use super::{Destination, note_strays, open_checkpoint};
 use crate::checkpoint::{BoundBase, Checkpoint, Side, check_target, config_differences};
 use crate::patch::apply::{Applied, Target, apply, dry_run};
@@ -28,7 +28,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure> {
-    let patch = trusted::verified(&arguments.patch, &arguments.trusted)?;
+    let (patch, policy) = arguments.trusted.verified(&arguments.patch)?;
     let target = arguments.destination.target();
     let checkpoint = match arguments.dry_run {
         true => Checkpoint::open(&arguments.checkpoint)?,
@@ -47,6 +47,10 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
         false => apply(&patch, &base, target, &bars)?,
     };
     bars.clear();
+    if !arguments.dry_run {
+        let manifest = &contents.manifest;
+        arguments.trusted.remember(&policy, &manifest.series, manifest.sequence, contents.id())?;
+    }
     for (key, expected, found) in config_differences(&checkpoint, &contents.manifest) {
         output.note(&format!("note: config.json: {key}: the base has {expected}, this checkpoint {found}"));
     }

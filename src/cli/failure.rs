@@ -5,6 +5,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use crate::checkpoint::{BindError, CheckpointError, MismatchKind};
+use crate::format::PatchStatus;
 use crate::patch::verify::is_malformed;
 use crate::patch::{EffectError, PatchError, RecordError};
 use crate::trust::TrustError;
@@ -19,7 +20,7 @@ pub enum Exit {
     Failed = 1,
     /// The command line is wrong.
     Usage = 2,
-    /// No signature of a trusted key.
+    /// Not trusted: too few signatures that count, or outdated, or withdrawn.
     Untrusted = 3,
     /// The patch is malformed, or needs a newer reader.
     Patch = 4,
@@ -125,7 +126,7 @@ fn exit_of(error: &PatchError) -> Exit {
     match error {
         PatchError::Trust(error) if is_malformed(error) => Exit::Patch,
         PatchError::Trust(_) => Exit::Untrusted,
-        PatchError::Key(_) => Exit::Input,
+        PatchError::Key(_) | PatchError::AlreadySigned { .. } => Exit::Input,
         PatchError::Container(_)
         | PatchError::Manifest(_)
         | PatchError::Payload(_)
@@ -181,6 +182,17 @@ fn hint_of(error: &PatchError) -> Option<&'static str> {
         }
         PatchError::Trust(TrustError::Unsigned { .. } | TrustError::Untrusted { .. }) => {
             Some("get the publisher's public key from them, not from the patch's source, and give it with --key")
+        }
+        PatchError::Trust(TrustError::NoStatusFeed { .. }) => {
+            Some("get the newest status feed from the publisher and give it with --status-feed")
+        }
+        PatchError::Trust(TrustError::Status { entry }) => Some(match (entry.status, entry.by) {
+            (PatchStatus::Superseded, Some(_)) => "get the patch that supersedes it, or add --allow-superseded",
+            (PatchStatus::Superseded, None) => "get the newest patch of the series, or add --allow-superseded",
+            _ => "do not use it; `nestpatch revert` takes it back where it is applied",
+        }),
+        PatchError::Trust(TrustError::Outdated { .. } | TrustError::Seen(_)) => {
+            Some("get the newest patch of the series from the publisher")
         }
         PatchError::NotUnderstood { .. } => Some("a newer nestpatch may understand it"),
         PatchError::StaleRecord { .. } => Some(

@@ -7,13 +7,16 @@ mod create;
 mod demo;
 mod diff;
 pub mod failure;
+mod feed;
 mod inspect;
 mod keygen;
 mod output;
 mod passphrase;
 mod progress;
 mod revert;
+mod sign;
 mod status;
+mod trust;
 mod trusted;
 mod verify;
 
@@ -52,6 +55,12 @@ enum Verb {
     /// Find safety neurons, tune shared deltas for them, and sign the result as a patch.
     #[cfg(feature = "create")]
     Create(Box<create::Arguments>),
+    /// Add a signature to a patch.
+    Sign(sign::Arguments),
+    /// Keep the trust file: list, add, check.
+    Trust(trust::Arguments),
+    /// Keep the status feed: add, renew, sign, show.
+    Feed(feed::Arguments),
     /// Show what a patch holds. Checks no signature.
     Inspect(inspect::Arguments),
     /// Say what is proven about a patch and what is not.
@@ -86,6 +95,9 @@ pub fn main() -> ExitCode {
 fn run(verb: Verb, output: Output) -> Result<Exit, Failure> {
     match verb {
         Verb::Keygen(arguments) => keygen::run(&arguments, output),
+        Verb::Sign(arguments) => sign::run(&arguments, output),
+        Verb::Trust(arguments) => trust::run(&arguments, output),
+        Verb::Feed(arguments) => feed::run(&arguments, output),
         Verb::Inspect(arguments) => inspect::run(&arguments, output),
         Verb::Verify(arguments) => verify::run(&arguments, output),
         Verb::Diff(arguments) => diff::run(&arguments, output),

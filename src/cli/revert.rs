@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::failure::{Exit, Failure};
 use super::output::{Output, count, fields};
 use super::progress::Bars;
-use super::trusted::Trusted;
+use super::trusted::Keys;
 use super::{Destination, open_checkpoint};
 use crate::checkpoint::check_target;
 use crate::patch::apply::Target;
@@ -24,7 +24,7 @@ pub(super) struct Arguments {
     #[command(flatten)]
     destination: Destination,
     #[command(flatten)]
-    trusted: Trusted,
+    keys: Keys,
 }
 
 pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure> {
@@ -35,8 +35,9 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
         Target::InPlace => checkpoint.lock_for_change()?,
     }
     let newest = newest(&checkpoint)?;
-    if let Some(policy) = arguments.trusted.policy()? {
-        verify(newest.contents().bytes().to_vec(), &policy)?;
+    if let Some(policy) = arguments.keys.policy()? {
+        // An outdated or withdrawn patch is just what one takes back.
+        verify(newest.contents().bytes().to_vec(), &policy.signatures_only())?;
     }
     let bars = Bars::new(output);
     let bound = newest.bind(&checkpoint, &bars)?;

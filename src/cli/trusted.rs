@@ -1,58 +1,130 @@
-//! Whose signatures count, and the patch that they vouch for.
+//! Whose signatures count, on what conditions, and the patch that they vouch for.
 
 use std::path::{Path, PathBuf};
 
 use super::failure::{Exit, Failure};
 use crate::checkpoint::{CheckpointError, read_bounded};
+use crate::digest::Sha256;
+use crate::format::Timestamp;
+use crate::format::limits::MAX_ENVELOPE_BYTES;
 use crate::patch::verify::verify;
 use crate::patch::{MAX_FILE_BYTES, VerifiedPatch};
-use crate::trust::{Policy, read_public_key};
+use crate::trust::{Policy, Seen, SeenFileError, TrustError, read_public_key};
 
 /// The longest trust file read, in bytes.
 const MAX_TRUST_BYTES: u64 = 4 << 20;
 
 /// Whose signatures count.
 #[derive(clap::Args)]
-pub(super) struct Trusted {
+pub(super) struct Keys {
     /// Trust this public key; may be repeated, and a signature by any of them is enough.
     #[arg(long, value_name = "PUB")]
     key: Vec<PathBuf>,
-    /// Trust the people that this file names, as many of them as it asks for.
+    /// Trust the people that this file names, on the conditions that it states.
     #[arg(long, value_name = "FILE", conflicts_with = "key")]
     trust: Option<PathBuf>,
+    /// Look at keys and status feeds as of this time (like 2026-11-24T03:41:00Z) instead of now.
+    #[arg(long, value_name = "TIME")]
+    at: Option<Timestamp>,
+}
+
+/// Whose signatures count, and what else decides whether a patch may come into use.
+#[derive(clap::Args)]
+pub(super) struct Trusted {
+    #[command(flatten)]
+    keys: Keys,
+    /// Refuse what this status feed (a signed local file) calls withdrawn, compromised or superseded.
+    #[arg(long, value_name = "FEED")]
+    status_feed: Option<PathBuf>,
+    /// Refuse what is older than what was seen before, and remember what is seen, in this file.
+    #[arg(long, value_name = "FILE")]
+    seen: Option<PathBuf>,
+    /// Accept a patch that the status feed calls superseded.
+    #[arg(long, requires = "status_feed")]
+    allow_superseded: bool,
+}
+
+impl Keys {
+    /// The policy, if a key or trust file was given.
+    pub(super) fn policy(&self) -> Result<Option<Policy>, Failure> {
+        let policy = match &self.trust {
+            Some(path) => read_trust_file(path)?,
+            None if self.key.is_empty() => return Ok(None),
+            None => {
+                let mut keys = Vec::new();
+                for path in &self.key {
+                    let key = read_public_key(path).map_err(|error| Failure::new(Exit::Input, &error))?;
+                    keys.push((path.display().to_string(), key));
+                }
+                Policy::from_keys(keys).map_err(|error| Failure::new(Exit::Input, &error))?
+            }
+        };
+        Ok(Some(match self.at {
+            Some(at) => policy.at(at),
+            None => policy,
+        }))
+    }
 }
 
 impl Trusted {
-    /// The policy, if a key or trust file was given.
+    /// The policy, if a key or trust file was given, with all that it is to know.
     pub(super) fn policy(&self) -> Result<Option<Policy>, Failure> {
-        if let Some(path) = &self.trust {
-            let bytes = read_input(path, MAX_TRUST_BYTES, Exit::Input)?;
-            let text = String::from_utf8(bytes).map_err(|error| unusable(path, &error))?;
-            return Ok(Some(Policy::from_trust_file(&text).map_err(|error| unusable(path, &error))?));
+        let Some(mut policy) = self.keys.policy()? else {
+            return match self.status_feed.is_some() || self.seen.is_some() {
+                true => Err(no_key("no key to check the status feed or the patch with")),
+                false => Ok(None),
+            };
+        };
+        if let Some(path) = &self.seen {
+            policy = policy.remembering(Seen::load(path)?);
         }
-        if self.key.is_empty() {
-            return Ok(None);
+        if let Some(path) = &self.status_feed {
+            let bytes = read_input(path, MAX_ENVELOPE_BYTES as u64, Exit::Input)?;
+            policy = policy.knowing(&bytes).map_err(|error| feed_failure(path, &error))?;
         }
-        let mut keys = Vec::new();
-        for path in &self.key {
-            let key = read_public_key(path).map_err(|error| Failure::new(Exit::Input, &error))?;
-            keys.push((path.display().to_string(), key));
-        }
-        Ok(Some(Policy::from_keys(keys).map_err(|error| Failure::new(Exit::Input, &error))?))
+        Ok(Some(if self.allow_superseded { policy.allowing_superseded() } else { policy }))
     }
 
-    /// The policy, which there must be.
-    fn required(&self) -> Result<Policy, Failure> {
-        let none = || Failure::message(Exit::Untrusted, "no key to check the patch's signature with");
-        self.policy()?
-            .ok_or_else(|| none().hint("give the publisher's public key with --key, or a trust file with --trust"))
+    /// Reads a patch and checks that it is trusted; also gives the policy that says so.
+    pub(super) fn verified(&self, path: &Path) -> Result<(VerifiedPatch, Policy), Failure> {
+        let policy = self.policy()?.ok_or_else(|| no_key("no key to check the patch's signature with"))?;
+        Ok((verify(read_patch(path)?, &policy)?, policy))
+    }
+
+    /// Remembers that this patch and status feed were seen, if `--seen` says where.
+    pub(super) fn remember(&self, policy: &Policy, series: &str, number: u64, patch: Sha256) -> Result<(), Failure> {
+        let Some(path) = &self.seen else { return Ok(()) };
+        Ok(Seen::update(path, |seen| {
+            seen.note_patch(series, number, patch);
+            policy.status_feed().into_iter().for_each(|feed| seen.note_feed(feed));
+        })?)
     }
 }
 
-/// Reads a patch and checks that somebody trusted signed it.
-pub(super) fn verified(path: &Path, trusted: &Trusted) -> Result<VerifiedPatch, Failure> {
-    let policy = trusted.required()?;
-    Ok(verify(read_patch(path)?, &policy)?)
+/// Reads a trust file.
+pub(super) fn read_trust_file(path: &Path) -> Result<Policy, Failure> {
+    let text = read_text(path)?;
+    Policy::from_trust_file(&text).map_err(|error| unusable(path, &error))
+}
+
+/// Reads a trust file's text.
+pub(super) fn read_text(path: &Path) -> Result<String, Failure> {
+    let bytes = read_input(path, MAX_TRUST_BYTES, Exit::Input)?;
+    String::from_utf8(bytes).map_err(|error| unusable(path, &error))
+}
+
+/// A status feed that does not count: nobody may be believed on the strength of it.
+pub(super) fn feed_failure(path: &Path, error: &TrustError) -> Failure {
+    let exit = match error {
+        TrustError::Envelope(_) | TrustError::Feed(_) => Exit::Input,
+        _ => Exit::Untrusted,
+    };
+    let failure = Failure::message(exit, format!("{}: {error}", path.display()));
+    match error {
+        TrustError::ExpiredFeed { .. } | TrustError::Seen(_) => failure.hint("get the newest feed from the publisher"),
+        TrustError::Role { .. } => failure.hint("a status feed counts if people with the role `release` signed it"),
+        _ => failure,
+    }
 }
 
 /// Reads a patch file, at most as long as one may be.
@@ -66,6 +138,21 @@ pub(super) fn read_input(path: &Path, limit: u64, exit: Exit) -> Result<Vec<u8>,
         CheckpointError::TooLarge { .. } => Failure::new(exit, &error),
         _ => Failure::new(Exit::Failed, &error),
     })
+}
+
+impl From<SeenFileError> for Failure {
+    fn from(error: SeenFileError) -> Self {
+        let exit = match error {
+            SeenFileError::Io { .. } => Exit::Failed,
+            SeenFileError::Format { .. } => Exit::Input,
+        };
+        Self::new(exit, &error)
+    }
+}
+
+fn no_key(what: &str) -> Failure {
+    Failure::message(Exit::Untrusted, what)
+        .hint("give the publisher's public key with --key, or a trust file with --trust")
 }
 
 fn unusable(path: &Path, error: &dyn std::error::Error) -> Failure {

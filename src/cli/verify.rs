@@ -13,8 +13,9 @@ use crate::patch::verify::{Examination, Standing, Verdict, examine};
 
 /// Say what is proven about a patch and what is not.
 ///
-/// Exits 0 only if a trusted key signed the patch, it is whole and understood, and, where a checkpoint is given, made
-/// for that checkpoint.
+/// Exits 0 only if as many trusted people signed the patch as it takes, nothing that was given speaks against its use
+/// (trust file, status feed, memory), it is whole and understood, and, where a checkpoint is given, made for that
+/// checkpoint. Uses no network.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
     /// The patch.
@@ -40,6 +41,9 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
     let bars = Bars::new(output);
     let found = examine(bytes, policy.as_ref(), checkpoint.as_ref(), &bars)?;
     bars.clear();
+    if let (Verdict::Trusted, Some(policy), Some((series, number))) = (found.verdict, &policy, &found.series) {
+        arguments.trusted.remember(policy, series, *number, found.patch)?;
+    }
     output.data("nestpatch/verify/1", &Report { file: &arguments.patch, found: &found }, text)?;
     Ok(exit(found.verdict))
 }
@@ -48,7 +52,7 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
 fn exit(verdict: Verdict) -> Exit {
     match verdict {
         Verdict::Trusted => Exit::Done,
-        Verdict::Untrusted => Exit::Untrusted,
+        Verdict::Untrusted | Verdict::Outdated | Verdict::Withdrawn | Verdict::StatusUnknown => Exit::Untrusted,
         Verdict::NotUnderstood => Exit::Patch,
         Verdict::WrongBase => Exit::Base,
         Verdict::DamagedBase => Exit::Checkpoint,
@@ -60,6 +64,9 @@ fn text(report: &Report<'_>) -> String {
     let verdict = match found.verdict {
         Verdict::Trusted => "trusted",
         Verdict::Untrusted => "NOT TRUSTED",
+        Verdict::Outdated => "signed, but OUTDATED",
+        Verdict::Withdrawn => "signed, but WITHDRAWN",
+        Verdict::StatusUnknown => "signed, but its status is UNKNOWN",
         Verdict::NotUnderstood => "trusted, but NOT UNDERSTOOD by this version",
         Verdict::WrongBase => "trusted, but made for ANOTHER BASE",
         Verdict::DamagedBase => "trusted, but the checkpoint is DAMAGED",

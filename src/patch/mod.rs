@@ -13,6 +13,7 @@ pub mod inspect;
 pub mod record;
 pub mod revert;
 mod rewrite;
+pub mod sign;
 pub mod status;
 pub mod verify;
 
@@ -53,6 +54,12 @@ pub enum PatchError {
     /// A key cannot sign.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// A second signature of one key.
+    #[error("key {} has signed the patch already", key_id.short())]
+    AlreadySigned {
+        /// The key.
+        key_id: Sha256,
+    },
     /// The patch needs what this version does not know.
     #[error("the patch needs what this version does not know: {}", what.join("; "))]
     NotUnderstood {

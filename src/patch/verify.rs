@@ -5,14 +5,14 @@ use serde::Serialize;
 use super::{Contents, Parts, PatchError};
 use crate::checkpoint::{BindError, BoundBase, Checkpoint, Progress, Side};
 use crate::digest::Sha256;
-use crate::format::{Container, Manifest};
-use crate::trust::{self, Policy, Signer, TrustError};
+use crate::format::{Container, Manifest, PatchStatus};
+use crate::trust::{self, Policy, Signatures, Signer, TrustError};
 
 /// A patch that a trusted key signed, its payload read. Only [`verify`] makes one.
 #[derive(Debug, Clone)]
 pub struct VerifiedPatch {
     contents: Contents,
-    signers: Vec<Signer>,
+    signatures: Signatures,
 }
 
 impl VerifiedPatch {
@@ -21,22 +21,22 @@ impl VerifiedPatch {
         &self.contents
     }
 
-    /// Whose signatures hold.
+    /// Whose signatures hold and count.
     pub fn signers(&self) -> &[Signer] {
-        &self.signers
+        &self.signatures.signers
     }
 }
 
-/// Checks signatures first, then reads the payload that they vouch for.
+/// Checks signatures and the policy's conditions first, then reads the payload that they vouch for.
 ///
 /// # Errors
 /// A malformed container, no signature that the policy trusts, a payload that is not what was signed.
 pub fn verify(bytes: Vec<u8>, policy: &Policy) -> Result<VerifiedPatch, PatchError> {
     let container = Container::parse(&bytes)?;
     let verified = trust::verify(&container, policy)?;
-    let (manifest, signers) = (Manifest::clone(&verified), verified.signers().to_vec());
+    let (manifest, signatures) = (Manifest::clone(&verified), verified.signatures().clone());
     let parts = Parts::of(&container, &manifest)?;
-    Ok(VerifiedPatch { contents: Contents::new(bytes, manifest, parts), signers })
+    Ok(VerifiedPatch { contents: Contents::new(bytes, manifest, parts), signatures })
 }
 
 /// The outcome of an examination; it decides the exit code.
@@ -46,8 +46,14 @@ pub fn verify(bytes: Vec<u8>, policy: &Policy) -> Result<VerifiedPatch, PatchErr
 pub enum Verdict {
     /// Signed by a trusted key, whole, understood, and for this base if one was given.
     Trusted,
-    /// No trusted key signed it, or none was given to check against.
+    /// Too few trusted people signed it, or none were given to check against.
     Untrusted,
+    /// Signed, but older than one that was asked for or seen before, or superseded.
+    Outdated,
+    /// Signed, but the status feed says that it is withdrawn or compromised.
+    Withdrawn,
+    /// Signed, but the status feed that the trust file asks for is not at hand.
+    StatusUnknown,
     /// Trusted, but it needs what this version does not know.
     NotUnderstood,
     /// Trusted, but the checkpoint given is another one.
@@ -100,7 +106,7 @@ pub enum Standing {
 const NEVER_PROVEN: [&str; 4] = [
     "that the patch makes the model safe, or leaves it useful",
     "that what it says about its making is true: the signer says so",
-    "that it is the newest of its series, or has not been withdrawn",
+    "that there is no newer one, or word of its withdrawal, that did not get here",
     "anything about tensors that it does not touch",
 ];
 
@@ -121,7 +127,7 @@ pub fn examine(
     match verify(bytes, policy) {
         Err(PatchError::Trust(error)) if !is_malformed(&error) => Ok(Examination::distrusted(id, &error)),
         Err(error) => Err(error),
-        Ok(patch) => Examination::trusted(&patch, checkpoint, progress),
+        Ok(patch) => Examination::trusted(&patch, policy, checkpoint, progress),
     }
 }
 
@@ -151,30 +157,92 @@ impl Examination {
     }
 
     fn distrusted(id: Sha256, error: &TrustError) -> Self {
-        let mut found = Self::new(Verdict::Untrusted, id, None);
+        let (verdict, about) = match error {
+            TrustError::Outdated { .. } | TrustError::Seen(_) => (Verdict::Outdated, "current"),
+            TrustError::Status { entry } if entry.status == PatchStatus::Superseded => (Verdict::Outdated, "status"),
+            TrustError::Status { .. } => (Verdict::Withdrawn, "status"),
+            TrustError::NoStatusFeed { .. } => (Verdict::StatusUnknown, "status"),
+            _ => (Verdict::Untrusted, "signature"),
+        };
+        let mut found = Self::new(verdict, id, None);
         found.claim("container", Standing::Proven, "whole, every part where the header says");
+        if about != "signature" {
+            found.claim("signature", Standing::Proven, "valid, by as many trusted people as it takes");
+        }
         // The claim is named after its subject already.
         let detail = error.to_string();
-        found.claim("signature", Standing::Failed, detail.strip_prefix("signature: ").unwrap_or(&detail));
-        found.claim("content", Standing::Unchecked, "not decoded, as nobody vouches for it");
+        found.claim(about, Standing::Failed, detail.strip_prefix(&format!("{about}: ")).unwrap_or(&detail));
+        found.claim("content", Standing::Unchecked, "not decoded, as it is not to be used");
         found
     }
 
     fn trusted(
         patch: &VerifiedPatch,
+        policy: &Policy,
         checkpoint: Option<&Checkpoint>,
         progress: &dyn Progress,
     ) -> Result<Self, PatchError> {
         let contents = patch.contents();
         let mut found = Self::new(Verdict::Trusted, contents.id(), Some(&contents.manifest));
-        let signers = patch.signers().iter().map(|one| format!("{} (key {})", one.person, one.key_id.short()));
-        found.claim("signature", Standing::Proven, format!("valid, by {}", signers.collect::<Vec<_>>().join(", ")));
+        found.signatures(&patch.signatures);
+        found.current(&contents.manifest, policy);
+        found.status(contents.id(), policy);
         found.contents(contents);
         match checkpoint {
             None => found.claim("base", Standing::Unchecked, "no checkpoint given"),
             Some(checkpoint) => found.base(contents, checkpoint, progress)?,
         }
         Ok(found)
+    }
+
+    fn signatures(&mut self, signatures: &Signatures) {
+        let signer = |one: &Signer| {
+            let roles: Vec<&str> = one.roles.iter().map(|role| role.as_str()).collect();
+            // A key given by itself stands for anything; only a trust file says more.
+            let roles = if (1..3).contains(&roles.len()) { format!("{}, ", roles.join(", ")) } else { String::new() };
+            format!("{} ({roles}key {})", one.person, one.key_id.short())
+        };
+        let signers = signatures.signers.iter().map(signer).collect::<Vec<_>>();
+        self.claim("signature", Standing::Proven, format!("valid, by {}", signers.join(", ")));
+        for one in &signatures.passed_over {
+            let detail = format!("valid, by {} (key {}), not counted: {}", one.person, one.key_id.short(), one.reason);
+            self.claim("signature", Standing::Unchecked, detail);
+        }
+        if !signatures.strangers.is_empty() {
+            let count = signatures.strangers.len();
+            self.claim("signature", Standing::Unchecked, format!("{count} more, by keys that nobody here trusts"));
+        }
+    }
+
+    fn current(&mut self, manifest: &Manifest, policy: &Policy) {
+        let number = manifest.sequence;
+        match policy.conditions().minimum.get(&manifest.series) {
+            Some(minimum) => {
+                let detail = format!("number {number}, and the trust file asks for {minimum} or later");
+                self.claim("current", Standing::Proven, detail);
+            }
+            None if policy.seen().is_none() => {
+                self.claim("current", Standing::Unchecked, "no memory given of what was seen before");
+            }
+            None => {}
+        }
+        if policy.seen().is_some() {
+            self.claim("current", Standing::Proven, format!("number {number}, and none later was seen before"));
+        }
+    }
+
+    fn status(&mut self, patch: Sha256, policy: &Policy) {
+        let Some(feed) = policy.status_feed() else {
+            return self.claim("status", Standing::Unchecked, "no status feed given");
+        };
+        let of = format!("status feed {:?}, number {}, good until {}", feed.feed, feed.number, feed.expires);
+        match feed.status_of(patch) {
+            None => self.claim("status", Standing::Proven, format!("nothing against it in {of}")),
+            Some(entry) => {
+                let detail = format!("{} since {}, says {of}", entry.status.as_str(), entry.since);
+                self.claim("status", Standing::Proven, detail);
+            }
+        }
     }
 
     /// What holds of the content, signed or not.

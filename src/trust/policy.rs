@@ -1,13 +1,16 @@
-//! Who is believed: keys given one by one, or a trust file that names people.
+//! Who is believed, on what conditions, as of when, and knowing what.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::digest::Sha256;
-use crate::trust::{KeyError, PublicKey};
+use crate::format::limits::MAX_LABEL_BYTES;
+use crate::format::{StatusFeed, Timestamp};
+use crate::trust::{KeyError, PublicKey, Seen};
 
-/// People in one trust file, and keys of one person.
+/// People in one trust file, keys of one person, series of one person or file.
 const MAX_PEOPLE: usize = 1000;
 
 /// Why keys or a trust file make no policy.
@@ -48,112 +51,181 @@ pub enum PolicyError {
     },
 }
 
+/// What somebody's signature stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Made the patch.
+    Author,
+    /// Examined it.
+    Auditor,
+    /// Decides what is in use: also signs the status feed.
+    Release,
+}
+
+impl Role {
+    /// Every role.
+    pub const ALL: [Self; 3] = [Self::Author, Self::Auditor, Self::Release];
+
+    /// The word of the trust file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Author => "author",
+            Self::Auditor => "auditor",
+            Self::Release => "release",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A key, and when its signatures count. The time is the reader's: the one in a patch is its signer's word.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrustedKey {
+    /// The key.
+    pub key: PublicKey,
+    /// Not before.
+    pub from: Option<Timestamp>,
+    /// Not from this time on.
+    pub until: Option<Timestamp>,
+}
+
+impl TrustedKey {
+    /// A key that counts at any time.
+    pub fn always(key: PublicKey) -> Self {
+        Self { key, from: None, until: None }
+    }
+
+    /// Why the key does not count at a time, if it does not.
+    pub fn is_out_of_time(&self, at: Timestamp) -> Option<String> {
+        match (self.from.filter(|from| at < *from), self.until.filter(|until| *until <= at)) {
+            (Some(from), _) => Some(format!("valid only from {from}")),
+            (None, Some(until)) => Some(format!("valid only until {until}")),
+            (None, None) => None,
+        }
+    }
+}
+
 /// Somebody whose signatures count. Several keys of one person count once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Person {
     /// The name shown.
     pub name: String,
     /// Their keys.
-    pub keys: Vec<PublicKey>,
+    pub keys: Vec<TrustedKey>,
+    /// What their signatures stand for.
+    pub roles: BTreeSet<Role>,
+    /// The series whose patches they may sign; any if there is no list.
+    pub series: Option<BTreeSet<String>>,
 }
 
-/// Whose signatures are believed, and how many people it takes.
+impl Person {
+    /// Whether they may sign patches of a series.
+    pub fn may_sign(&self, series: &str) -> bool {
+        self.series.as_ref().is_none_or(|names| names.contains(series))
+    }
+}
+
+/// The status feed without which no patch is believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatusRule {
+    /// Its name.
+    pub feed: String,
+    /// How many different people with the role `release` must have signed it.
+    pub threshold: usize,
+}
+
+/// What it takes besides right signatures by people who are believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Conditions {
+    /// How many different people it takes.
+    pub threshold: usize,
+    /// How many of them with a role.
+    pub require: BTreeMap<Role, usize>,
+    /// Series to the least sequence number believed.
+    pub minimum: BTreeMap<String, u64>,
+    /// The feed that must be at hand, if any.
+    pub status: Option<StatusRule>,
+}
+
+impl Conditions {
+    /// Any one person is enough.
+    pub fn one() -> Self {
+        Self { threshold: 1, require: BTreeMap::new(), minimum: BTreeMap::new(), status: None }
+    }
+}
+
+/// Whose signatures are believed, on what conditions, as of when, and knowing what.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     people: Vec<Person>,
-    threshold: usize,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TrustFile {
-    #[serde(rename = "version")]
-    _version: u32,
-    #[serde(default = "one")]
-    threshold: usize,
-    people: Vec<TrustFilePerson>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TrustFilePerson {
-    name: String,
-    keys: Vec<String>,
-}
-
-/// Only what decides whether the rest may be read.
-#[derive(Deserialize)]
-struct TrustFileVersion {
-    version: u32,
-}
-
-fn one() -> usize {
-    1
+    conditions: Conditions,
+    at: Timestamp,
+    pub(super) feed: Option<StatusFeed>,
+    pub(super) seen: Option<Seen>,
+    allows_superseded: bool,
 }
 
 impl Policy {
-    /// Believes any one of `keys`, each shown by what its holder is called.
+    /// Believes any one of `keys`, each shown by what its holder is called, whatever their role.
     ///
     /// # Errors
     /// No keys, or one key twice.
     pub fn from_keys(keys: impl IntoIterator<Item = (String, PublicKey)>) -> Result<Self, PolicyError> {
-        Self::new(keys.into_iter().map(|(name, key)| Person { name, keys: vec![key] }).collect(), 1)
-    }
-
-    /// Reads a trust file (TOML): `version = 1`, `threshold` (default 1), and `[[people]]` with `name` and `keys`.
-    ///
-    /// # Errors
-    /// The first rule broken. Unknown members are refused: a rule that is not understood must not be skipped.
-    pub fn from_trust_file(text: &str) -> Result<Self, PolicyError> {
-        let toml = |error: toml::de::Error| PolicyError::Toml { reason: error.to_string() };
-        let TrustFileVersion { version } = toml::from_str(text).map_err(toml)?;
-        if version != 1 {
-            return Err(PolicyError::Version { found: version });
-        }
-        let TrustFile { threshold, people, .. } = toml::from_str(text).map_err(toml)?;
-        let person = |TrustFilePerson { name, keys }| {
-            let parse = |(index, text): (usize, &String)| {
-                PublicKey::parse(text).map_err(|error| PolicyError::Key { person: name.clone(), index, error })
-            };
-            let keys = keys.iter().enumerate().map(parse).collect::<Result<_, _>>()?;
-            Ok(Person { name, keys })
+        let person = |(name, key)| {
+            let (keys, roles) = (vec![TrustedKey::always(key)], BTreeSet::from(Role::ALL));
+            Person { name, keys, roles, series: None }
         };
-        Self::new(people.into_iter().map(person).collect::<Result<_, PolicyError>>()?, threshold)
+        Self::new(keys.into_iter().map(person).collect(), Conditions::one())
     }
 
-    /// Checks people and threshold.
+    /// Checks people and conditions. The policy is as of now, and knows of no status feed and nothing seen before.
     ///
     /// # Errors
-    /// Nobody, somebody twice or without keys or a name, a key twice, a threshold of zero or over the people.
-    pub fn new(people: Vec<Person>, threshold: usize) -> Result<Self, PolicyError> {
+    /// Nobody, somebody twice or without keys or a name, a key twice, more asked for than there are people.
+    pub fn new(people: Vec<Person>, conditions: Conditions) -> Result<Self, PolicyError> {
         if people.is_empty() || people.len() > MAX_PEOPLE {
             return Err(rule("people", format!("1 to {MAX_PEOPLE}"), people.len()));
         }
-        if threshold == 0 || threshold > people.len() {
-            return Err(rule("threshold", format!("1 to {} (the people)", people.len()), threshold));
-        }
         let (mut names, mut ids) = (BTreeSet::new(), BTreeSet::new());
         for person in &people {
-            let name = &person.name;
-            if name.is_empty() || name.len() > 200 || name.chars().any(char::is_control) {
-                return Err(rule("name", "1 to 200 bytes of printable text", format!("{name:?}")));
+            if !names.insert(&person.name) {
+                return Err(rule("people", "each name once", format!("{:?} twice", person.name)));
             }
-            if !names.insert(name.clone()) {
-                return Err(rule("people", "each name once", format!("{name:?} twice")));
-            }
-            if person.keys.is_empty() || person.keys.len() > MAX_PEOPLE {
-                return Err(rule(&format!("keys of {name:?}"), format!("1 to {MAX_PEOPLE}"), person.keys.len()));
-            }
-            if let Some(key) = person.keys.iter().find(|key| !ids.insert(key.id())) {
-                return Err(rule(&format!("keys of {name:?}"), "each key once", format!("{} twice", key.id())));
-            }
+            check_person(person, &mut ids)?;
         }
-        Ok(Self { people, threshold })
+        check_conditions(&people, &conditions)?;
+        Ok(Self { people, conditions, at: Timestamp::now(), feed: None, seen: None, allows_superseded: false })
     }
 
-    /// How many different people it takes.
-    pub fn threshold(&self) -> usize {
-        self.threshold
+    /// The same as of another time.
+    #[must_use]
+    pub fn at(self, at: Timestamp) -> Self {
+        Self { at, ..self }
+    }
+
+    /// The same, believing patches that the status feed calls superseded too.
+    #[must_use]
+    pub fn allowing_superseded(self) -> Self {
+        Self { allows_superseded: true, ..self }
+    }
+
+    /// The same, refusing what is older than what was seen before, patches and status feeds alike.
+    #[must_use]
+    pub fn remembering(self, seen: Seen) -> Self {
+        Self { seen: Some(seen), ..self }
+    }
+
+    /// The same people and keys without the conditions that only decide whether a patch should come into use.
+    #[must_use]
+    pub fn signatures_only(mut self) -> Self {
+        (self.conditions.status, self.feed, self.seen) = (None, None, None);
+        self.conditions.minimum.clear();
+        self
     }
 
     /// The people believed.
@@ -161,70 +233,100 @@ impl Policy {
         &self.people
     }
 
-    /// Every key with the name of its holder.
-    pub fn keys(&self) -> impl Iterator<Item = (&str, &PublicKey)> {
-        self.people.iter().flat_map(|person| person.keys.iter().map(|key| (person.name.as_str(), key)))
+    /// What it takes.
+    pub fn conditions(&self) -> &Conditions {
+        &self.conditions
+    }
+
+    /// The time as of which keys and status feeds are looked at.
+    pub fn time(&self) -> Timestamp {
+        self.at
+    }
+
+    /// The status feed known to be right, if one was read.
+    pub fn status_feed(&self) -> Option<&StatusFeed> {
+        self.feed.as_ref()
+    }
+
+    /// What was seen before, if that is remembered.
+    pub fn seen(&self) -> Option<&Seen> {
+        self.seen.as_ref()
+    }
+
+    pub(super) fn allows_superseded(&self) -> bool {
+        self.allows_superseded
+    }
+
+    /// Every key with its holder.
+    pub fn keys(&self) -> impl Iterator<Item = (&Person, &TrustedKey)> {
+        self.people.iter().flat_map(|person| person.keys.iter().map(move |key| (person, key)))
     }
 
     /// The holder and key of this id.
-    pub fn find(&self, key_id: Sha256) -> Option<(&str, &PublicKey)> {
-        self.keys().find(|(_, key)| key.id() == key_id)
+    pub fn find(&self, key_id: Sha256) -> Option<(&Person, &TrustedKey)> {
+        self.keys().find(|(_, key)| key.key.id() == key_id)
     }
 }
 
-fn rule(what: &str, expected: impl ToString, found: impl ToString) -> PolicyError {
-    PolicyError::Rule { what: what.to_owned(), expected: expected.to_string(), found: found.to_string() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::trust::SecretKey;
-
-    fn line(seed: u8) -> String {
-        SecretKey::from_seed(&[seed; 32]).public().unwrap().to_line()
+fn check_person(person: &Person, ids: &mut BTreeSet<Sha256>) -> Result<(), PolicyError> {
+    let name = &person.name;
+    check_label("name", name)?;
+    let of = |what: &str| format!("{what} of {name:?}");
+    if person.keys.is_empty() || person.keys.len() > MAX_PEOPLE {
+        return Err(rule(&of("keys"), format!("1 to {MAX_PEOPLE}"), person.keys.len()));
     }
-
-    fn refused(text: &str) -> String {
-        Policy::from_trust_file(text).unwrap_err().to_string()
-    }
-
-    #[test]
-    fn a_trust_file_names_people() {
-        let pem = SecretKey::from_seed(&[3; 32]).public().unwrap().to_pem();
-        let text = format!(
-            "version = 1\nthreshold = 2\n[[people]]\nname = \"Ada\"\nkeys = [\"{}\", \"{}\"]\n\
-             [[people]]\nname = \"Grace\"\nkeys = [\"\"\"\n{pem}\"\"\"]\n",
-            line(1),
-            line(2)
-        );
-        let policy = Policy::from_trust_file(&text).unwrap();
-        assert_eq!((policy.threshold(), policy.people().len(), policy.keys().count()), (2, 2, 3));
-        let grace = SecretKey::from_seed(&[3; 32]).public().unwrap();
-        assert_eq!(policy.find(grace.id()), Some(("Grace", &grace)));
-        assert_eq!(policy.find(Sha256::of(b"")), None);
-    }
-
-    #[test]
-    fn each_rule_refuses() {
-        let one = format!("[[people]]\nname = \"Ada\"\nkeys = [\"{}\"]\n", line(1));
-        let cases = [
-            ("".to_owned(), "missing field `version`"),
-            ("version = 2\nroles = 1\n".to_owned(), "version: expected 1, found 2"),
-            ("version = 1\npeople = []\n".to_owned(), "people: expected 1 to 1000, found 0"),
-            (format!("version = 1\nrole = 3\n{one}"), "unknown field `role`"),
-            (format!("version = 1\n{one}email = \"x\"\n"), "unknown field `email`"),
-            (format!("version = 1\nthreshold = 0\n{one}"), "threshold: expected 1 to 1 (the people), found 0"),
-            (format!("version = 1\nthreshold = 2\n{one}"), "threshold: expected 1 to 1 (the people), found 2"),
-            (format!("version = 1\n{one}{one}"), "each name once"),
-            (format!("version = 1\n{one}{}", one.replace("Ada", "Bob")), "each key once"),
-            (format!("version = 1\n{}", one.replace("Ada", "")), "printable text"),
-            (format!("version = 1\n{}", one.replace(&line(1), "AAAA")), "key 0 of \"Ada\""),
-            ("version = 1\n[[people]]\nname = \"Ada\"\nkeys = []\n".to_owned(), "keys of \"Ada\": expected 1"),
-        ];
-        for (text, message) in cases {
-            let found = refused(&text);
-            assert!(found.contains(message), "{text}: {found}");
+    for key in &person.keys {
+        if !ids.insert(key.key.id()) {
+            return Err(rule(&of("keys"), "each key once", format!("{} twice", key.key.id())));
+        }
+        if let (Some(from), Some(until)) = (key.from, key.until)
+            && until <= from
+        {
+            return Err(rule(&of("a key"), format!("until after from, {from}"), until));
         }
     }
+    if let Some(series) = &person.series {
+        if series.is_empty() || series.len() > MAX_PEOPLE {
+            return Err(rule(&of("series"), format!("1 to {MAX_PEOPLE}, or no list"), series.len()));
+        }
+        series.iter().try_for_each(|series| check_label(&of("series"), series))?;
+    }
+    Ok(())
+}
+
+fn check_conditions(people: &[Person], conditions: &Conditions) -> Result<(), PolicyError> {
+    let all = people.len();
+    let holding = |role: Role| people.iter().filter(|person| person.roles.contains(&role)).count();
+    let within = |what: &str, found: usize, most: usize, of: &str| match (1..=most).contains(&found) {
+        true => Ok(()),
+        false if most == 0 => Err(rule(what, format!("none, as there are no {of}"), found)),
+        false => Err(rule(what, format!("1 to {most} (the {of})"), found)),
+    };
+    within("threshold", conditions.threshold, all, "people")?;
+    for (role, count) in &conditions.require {
+        within(&format!("require.{role}"), *count, holding(*role), &format!("people with the role {role}"))?;
+    }
+    for (series, minimum) in &conditions.minimum {
+        check_label("series", series)?;
+        if *minimum == 0 {
+            return Err(rule(&format!("minimum of series {series:?}"), "a number from 1", minimum));
+        }
+    }
+    if let Some(status) = &conditions.status {
+        check_label("status.feed", &status.feed)?;
+        within("status.threshold", status.threshold, holding(Role::Release), "people with the role release")?;
+    }
+    Ok(())
+}
+
+fn check_label(what: &str, text: &str) -> Result<(), PolicyError> {
+    if !text.is_empty() && text.len() <= MAX_LABEL_BYTES && !text.chars().any(char::is_control) {
+        return Ok(());
+    }
+    let found: String = text.chars().take(80).collect();
+    Err(rule(what, format!("1 to {MAX_LABEL_BYTES} bytes of printable text"), format!("{found:?}")))
+}
+
+pub(super) fn rule(what: &str, expected: impl ToString, found: impl ToString) -> PolicyError {
+    PolicyError::Rule { what: what.to_owned(), expected: expected.to_string(), found: found.to_string() }
 }

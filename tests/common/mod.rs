@@ -230,6 +230,29 @@ pub fn run(dir: &Path, arguments: &[&str]) -> Ran {
     run_with(dir, None, arguments)
 }
 
+/// Runs the real program in `dir`, which must succeed.
+#[track_caller]
+pub fn succeeds(dir: &Path, arguments: &[&str]) -> Ran {
+    let ran = run(dir, arguments);
+    assert_eq!(ran.code, Some(0), "{arguments:?}: {ran:?}");
+    ran
+}
+
+/// Fails with this code and these words on stderr, prints no data, and changes nothing in `dir`.
+#[track_caller]
+pub fn fails(dir: &Path, arguments: &[&str], code: i32, words: &[&str]) -> Ran {
+    let before = snapshot(dir);
+    let ran = run(dir, arguments);
+    assert_eq!(ran.code, Some(code), "{arguments:?}: {ran:?}");
+    assert_eq!(ran.stdout, "", "{arguments:?}");
+    assert!(ran.stderr.starts_with("Error: "), "{arguments:?}: {ran:?}");
+    for word in words {
+        assert!(ran.stderr.contains(word), "{arguments:?} lacks {word:?}: {}", ran.stderr);
+    }
+    assert!(snapshot(dir) == before, "{arguments:?} left something behind");
+    ran
+}
+
 /// A temporary folder, in memory where there is such a place: these tests sync thousands of times.
 pub fn folder() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()

@@ -1,0 +1,415 @@
+//! Who is believed, by the real program: co-signatures, roles, series, time, status feeds, memory.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use common::{fails, run, snapshot, succeeds};
+use nestpatch::checkpoint::Checkpoint;
+use nestpatch::digest::Sha256;
+use nestpatch::format::{Container, Envelope, FeedEntry, PatchStatus, StatusFeed, Timestamp};
+use nestpatch::patch::assemble::{About, assemble, sign};
+use nestpatch::trust::{KeyPairPaths, SecretKey, create_key_pair};
+use serde_json::Value;
+
+const LATER: &str = "2040-01-01T00:00:00Z";
+
+fn key(seed: u8) -> SecretKey {
+    SecretKey::from_seed(&[seed; 32])
+}
+
+fn line(seed: u8) -> String {
+    key(seed).public().unwrap().to_line()
+}
+
+/// A folder with `base`, `one.nestpatch` and `two.nestpatch` (numbers 1 and 2 of series `tests`, signed by key 1), and
+/// the key pairs `1` to `4`.
+fn world() -> tempfile::TempDir {
+    let root = common::folder();
+    let dir = root.path();
+    common::checkpoint(&dir.join("base"));
+    for (number, name) in [(1, "one"), (2, "two")] {
+        fs::write(dir.join(name).with_extension("nestpatch"), patch(dir, number)).unwrap();
+    }
+    for seed in 1..=4 {
+        create_key_pair(&key(seed), &KeyPairPaths::new(&dir.join(seed.to_string())), None).unwrap();
+    }
+    root
+}
+
+fn patch(dir: &Path, number: u64) -> Vec<u8> {
+    let checkpoint = Checkpoint::open(&dir.join("base")).unwrap();
+    let edits = common::edits(&checkpoint, number);
+    let about = About { sequence: number, ..About::new(format!("patch {number}"), "tests", "synthetic") };
+    sign(&assemble(&checkpoint, &edits, about, &()).unwrap(), &key(1)).unwrap()
+}
+
+fn id(dir: &Path, patch: &str) -> Sha256 {
+    Container::parse(&fs::read(dir.join(patch)).unwrap()).unwrap().patch_id()
+}
+
+fn trust(dir: &Path, head: &str, people: &[(&str, u8, &str)]) {
+    let mut text = format!("version = 1\n{head}\n");
+    for (name, seed, rest) in people {
+        text += &format!("[[people]]\nname = \"{name}\"\nkeys = [\"{}\"]\n{rest}\n", line(*seed));
+    }
+    fs::write(dir.join("trust.toml"), text).unwrap();
+}
+
+fn verify(dir: &Path, more: &[&str]) -> (i32, Value) {
+    let ran = run(dir, &[&["verify", "--json", "--trust", "trust.toml"], more].concat());
+    let report = serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:?}"));
+    (ran.code.unwrap(), report)
+}
+
+/// The detail of the first claim about `about`, and how it stands.
+fn claim<'a>(report: &'a Value, about: &str) -> (&'a str, &'a str) {
+    let claims = report["claims"].as_array().unwrap();
+    let claim = claims.iter().find(|claim| claim["about"] == about).unwrap_or_else(|| panic!("{about}: {report}"));
+    (claim["standing"].as_str().unwrap(), claim["detail"].as_str().unwrap())
+}
+
+#[test]
+fn a_second_person_signs_and_nothing_else_changes() {
+    let world = world();
+    let dir = world.path();
+    let (before, old) = (id(dir, "one.nestpatch"), fs::read(dir.join("one.nestpatch")).unwrap());
+    trust(dir, "threshold = 2", &[("Ada", 1, ""), ("Grace", 2, "")]);
+    let (code, report) = verify(dir, &["one.nestpatch"]);
+    assert_eq!((code, report["verdict"].as_str().unwrap()), (3, "untrusted"));
+    assert!(claim(&report, "signature").1.contains("expected 2 different trusted people, found \"Ada\""), "{report}");
+
+    let said = succeeds(dir, &["sign", "one.nestpatch", "--key", "2.key"]).stdout;
+    for word in ["Signed patch 1", "tests, number 1", "synthetic", &before.to_string(), "also by"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    assert_eq!(id(dir, "one.nestpatch"), before);
+    let (code, report) = verify(dir, &["one.nestpatch", "--checkpoint", "base"]);
+    assert_eq!((code, report["verdict"].as_str().unwrap()), (0, "trusted"), "{report}");
+    let signers = claim(&report, "signature").1;
+    assert!(signers.contains("Ada (key ") && signers.contains("Grace (key "), "{report}");
+    let new = fs::read(dir.join("one.nestpatch")).unwrap();
+    let (old, new) = (Container::parse(&old).unwrap(), Container::parse(&new).unwrap());
+    assert_eq!((old.manifest(), old.payload()), (new.manifest(), new.payload()));
+    assert_eq!(new.signatures().len(), 2);
+    fails(dir, &["sign", "one.nestpatch", "--key", "2.key"], 7, &["has signed the patch already"]);
+}
+
+#[test]
+fn a_broken_patch_is_not_signed() {
+    let world = world();
+    let dir = world.path();
+    let mut bytes = fs::read(dir.join("one.nestpatch")).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(dir.join("bad.nestpatch"), bytes).unwrap();
+    fails(dir, &["sign", "bad.nestpatch", "--key", "2.key"], 4, &["malformed patch"]);
+    fails(dir, &["sign", "none.nestpatch", "--key", "2.key"], 1, &["none.nestpatch"]);
+    fails(dir, &["sign", "one.nestpatch", "--key", "2.pub"], 7, &["2.pub"]);
+    fails(dir, &["sign", "one.nestpatch", "--key", "2.key", "-o", "two.nestpatch"], 1, &["two.nestpatch"]);
+    succeeds(dir, &["sign", "one.nestpatch", "--key", "2.key", "-o", "both.nestpatch"]);
+    assert_eq!(id(dir, "both.nestpatch"), id(dir, "one.nestpatch"));
+}
+
+#[test]
+fn a_passphrase_comes_from_a_file_or_a_descriptor() {
+    let world = world();
+    let dir = world.path();
+    let shell = |script: &str| {
+        let program = env!("CARGO_BIN_EXE_nestpatch");
+        let run = Command::new("sh").args(["-c", script, "sh", program]).current_dir(dir).output().unwrap();
+        (run.status.code(), String::from_utf8(run.stderr).unwrap())
+    };
+    let (code, said) = shell("echo secret | \"$1\" keygen -o five --passphrase-file /dev/stdin");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(fs::read_to_string(dir.join("five.key")).unwrap().contains("ENCRYPTED"));
+    let sign = "\"$1\" sign one.nestpatch --key five.key -o signed.nestpatch --passphrase-file";
+    let (code, said) = shell(&format!("exec 3<<X\nsecre\nX\n{sign} /dev/fd/3"));
+    assert!(code == Some(7) && said.contains("the passphrase is wrong"), "{said}");
+    let (code, said) = shell(&format!("exec 3<<X\nsecret\nX\n{sign} /dev/fd/3"));
+    assert_eq!(code, Some(0), "{said}");
+    fs::write(dir.join("long"), vec![b'x'; 5000]).unwrap();
+    fails(
+        dir,
+        &["sign", "one.nestpatch", "--key", "five.key", "--passphrase-file", "long"],
+        7,
+        &["at most 4096 bytes"],
+    );
+    fails(dir, &["sign", "one.nestpatch", "--key", "five.key", "--passphrase-file", "base"], 7, &["base"]);
+}
+
+#[test]
+fn roles_are_asked_for() {
+    let world = world();
+    let dir = world.path();
+    let people = [("Ada", 1, "roles = [\"author\"]"), ("Grace", 2, "roles = [\"auditor\"]"), ("Bob", 3, "")];
+    trust(dir, "require = { auditor = 1 }", &people);
+    let (code, report) = verify(dir, &["one.nestpatch"]);
+    assert_eq!(code, 3);
+    assert!(claim(&report, "signature").1.contains("1 different people with the role auditor, found none"), "{report}");
+    succeeds(dir, &["sign", "one.nestpatch", "--key", "3.key"]);
+    assert_eq!(verify(dir, &["one.nestpatch"]).0, 3, "no role, no auditor");
+    succeeds(dir, &["sign", "one.nestpatch", "--key", "2.key"]);
+    let (code, report) = verify(dir, &["one.nestpatch"]);
+    assert_eq!(code, 0);
+    assert!(claim(&report, "signature").1.contains("Grace (auditor, key "), "{report}");
+}
+
+#[test]
+fn a_person_signs_only_their_series() {
+    let world = world();
+    let dir = world.path();
+    trust(dir, "", &[("Ada", 1, "series = [\"other\"]"), ("Grace", 2, "series = [\"tests\"]")]);
+    let (code, report) = verify(dir, &["one.nestpatch"]);
+    assert_eq!(code, 3);
+    let detail = claim(&report, "signature").1;
+    assert!(detail.contains("\"Ada\"") && detail.contains("may not sign series \"tests\""), "{report}");
+    succeeds(dir, &["sign", "one.nestpatch", "--key", "2.key"]);
+    assert_eq!(verify(dir, &["one.nestpatch"]).0, 0);
+}
+
+#[test]
+fn keys_count_in_their_time() {
+    let world = world();
+    let dir = world.path();
+    let key = format!("keys = [{{ key = \"{}\", from = \"2020-01-01T00:00:00Z\", until = \"{LATER}\" }}]", line(1));
+    fs::write(dir.join("trust.toml"), format!("version = 1\n[[people]]\nname = \"Ada\"\n{key}\n")).unwrap();
+    assert_eq!(verify(dir, &["one.nestpatch"]).0, 0);
+    for (at, word) in [(LATER, "valid only until 2040"), ("2019-12-31T23:59:59Z", "valid only from 2020")] {
+        let (code, report) = verify(dir, &["one.nestpatch", "--at", at]);
+        assert_eq!(code, 3, "{at}");
+        assert!(claim(&report, "signature").1.contains(word), "{report}");
+    }
+    fails(dir, &["apply", "one.nestpatch", "base", "-o", "out", "--trust", "trust.toml", "--at", LATER], 3, &["2040"]);
+    let checked = succeeds(dir, &["trust", "check", "trust.toml"]).stdout;
+    assert!(checked.contains("Ada (no role)") && checked.contains("until 2040"), "{checked}");
+    let soon = succeeds(dir, &["trust", "check", "trust.toml", "--at", "2039-12-15T00:00:00Z"]).stdout;
+    assert!(soon.contains("Remarks") && soon.contains("counts only until 2040"), "{soon}");
+    let over = run(dir, &["trust", "check", "trust.toml", "--at", LATER]);
+    assert_eq!(over.code, Some(7), "{over:?}");
+    assert!(over.stdout.contains("people: 1 needed, 0 have a key that counts"), "{over:?}");
+}
+
+#[test]
+fn the_trust_file_sets_a_least_number() {
+    let world = world();
+    let dir = world.path();
+    trust(dir, "series = [{ name = \"tests\", minimum = 2 }]", &[("Ada", 1, "")]);
+    let (code, report) = verify(dir, &["one.nestpatch"]);
+    assert_eq!((code, report["verdict"].as_str().unwrap()), (3, "outdated"));
+    assert!(claim(&report, "current").1.contains("expected number 2 or later"), "{report}");
+    let refused = ["apply", "one.nestpatch", "base", "-o", "out", "--trust", "trust.toml"];
+    fails(dir, &refused, 3, &["expected number 2 or later", "Hint: get the newest"]);
+    let (code, report) = verify(dir, &["two.nestpatch"]);
+    assert_eq!((code, claim(&report, "current").0), (0, "proven"), "{report}");
+}
+
+#[test]
+fn what_was_seen_is_not_taken_back() {
+    let world = world();
+    let dir = world.path();
+    trust(dir, "", &[("Ada", 1, "")]);
+    let seen = ["--seen", "seen.json"];
+    let with = |patch: &'static str| [&[patch][..], &seen].concat();
+    assert_eq!(verify(dir, &with("one.nestpatch")).0, 0);
+    assert_eq!(verify(dir, &with("two.nestpatch")).0, 0);
+    let (code, report) = verify(dir, &with("one.nestpatch"));
+    assert_eq!((code, report["verdict"].as_str().unwrap()), (3, "outdated"));
+    assert!(claim(&report, "current").1.contains("an old one is being passed off"), "{report}");
+    let apply = ["apply", "one.nestpatch", "base", "-o", "out", "--trust", "trust.toml", "--seen", "seen.json"];
+    fails(dir, &apply, 3, &["expected number 2 or later, which was seen before"]);
+
+    // Another patch with the same number.
+    fs::write(dir.join("twin.nestpatch"), twin(dir)).unwrap();
+    let (code, report) = verify(dir, &with("twin.nestpatch"));
+    assert_eq!(code, 3);
+    assert!(claim(&report, "current").1.contains("two were signed with one number"), "{report}");
+
+    // A patch that is not trusted is not remembered, and a file that is no memory is not overwritten.
+    let before = fs::read(dir.join("seen.json")).unwrap();
+    fs::write(dir.join("none.toml"), fs::read_to_string(dir.join("trust.toml")).unwrap().replace(&line(1), &line(4)))
+        .unwrap();
+    let ran = run(dir, &["verify", "two.nestpatch", "--trust", "none.toml", "--seen", "seen.json"]);
+    assert_eq!(ran.code, Some(3));
+    assert_eq!(fs::read(dir.join("seen.json")).unwrap(), before);
+    let other = ["verify", "two.nestpatch", "--trust", "trust.toml", "--seen", "trust.toml"];
+    fails(dir, &other, 7, &["expected what this program has seen before"]);
+    fails(dir, &["verify", "two.nestpatch", "--seen", "seen.json"], 3, &["no key", "--trust"]);
+}
+
+fn twin(dir: &Path) -> Vec<u8> {
+    let checkpoint = Checkpoint::open(&dir.join("base")).unwrap();
+    let about = About { sequence: 2, ..About::new("another", "tests", "synthetic") };
+    sign(&assemble(&checkpoint, &common::edits(&checkpoint, 9), about, &()).unwrap(), &key(1)).unwrap()
+}
+
+#[test]
+fn a_feed_takes_a_patch_out_of_use() {
+    let world = world();
+    let dir = world.path();
+    trust(dir, "status = { feed = \"status\" }", &[("Ada", 1, ""), ("Rel", 2, "roles = [\"release\"]")]);
+    let (code, report) = verify(dir, &["one.nestpatch"]);
+    assert_eq!((code, report["verdict"].as_str().unwrap()), (3, "status_unknown"));
+    let apply = ["apply", "one.nestpatch", "base", "-o", "out", "--trust", "trust.toml"];
+    fails(dir, &apply, 3, &["expected the status feed \"status\"", "--status-feed"]);
+
+    let add = |patch: &'static str, status: &'static str| {
+        vec!["feed", "add", "feed.json", "--patch", patch, "--status", status, "--key", "2.key"]
+    };
+    fails(dir, &add("one.nestpatch", "active"), 1, &["there is no such feed yet", "--name"]);
+    succeeds(dir, &[add("one.nestpatch", "active"), vec!["--name", "status"]].concat());
+    let with = ["one.nestpatch", "--status-feed", "feed.json", "--seen", "seen.json"];
+    let (code, report) = verify(dir, &with);
+    assert_eq!((code, claim(&report, "status").0), (0, "proven"), "{report}");
+    assert!(claim(&report, "status").1.contains("active since"), "{report}");
+    fs::copy(dir.join("feed.json"), dir.join("old.json")).unwrap();
+
+    // Superseded: refused unless allowed.
+    let two = id(dir, "two.nestpatch").to_string();
+    succeeds(dir, &[add("one.nestpatch", "superseded"), vec!["--by", "two.nestpatch"]].concat());
+    let (code, report) = verify(dir, &with);
+    assert_eq!((code, report["verdict"].as_str().unwrap()), (3, "outdated"));
+    assert!(claim(&report, "status").1.contains("superseded since"), "{report}");
+    assert!(claim(&report, "status").1.contains(&two), "{report}");
+    assert_eq!(verify(dir, &[&with[..], &["--allow-superseded"]].concat()).0, 0);
+
+    // Withdrawn: refused, whatever is allowed, and it never comes back.
+    succeeds(dir, &[add("one.nestpatch", "withdrawn"), vec!["--reason", "refuses too much"]].concat());
+    let (code, report) = verify(dir, &[&with[..], &["--allow-superseded"]].concat());
+    assert_eq!((code, report["verdict"].as_str().unwrap()), (3, "withdrawn"));
+    assert!(claim(&report, "status").1.contains("refuses too much"), "{report}");
+    fails(dir, &[&apply[..], &["--status-feed", "feed.json"]].concat(), 3, &["withdrawn since", "revert"]);
+    fails(dir, &add("one.nestpatch", "active"), 2, &["something graver than withdrawn"]);
+
+    // The old issue is known to be old.
+    let old = ["verify", "one.nestpatch", "--trust", "trust.toml", "--status-feed", "old.json", "--seen", "seen.json"];
+    fails(dir, &old, 3, &["old.json", "expected number 2 or later, which was seen before"]);
+    assert!(succeeds(dir, &["feed", "show", "feed.json", "--trust", "trust.toml"]).stdout.contains(": trusted"));
+}
+
+#[test]
+fn a_feed_counts_by_its_signatures_alone() {
+    let world = world();
+    let dir = world.path();
+    let rel = "roles = [\"release\"]";
+    let status = "status = { feed = \"status\", threshold = 2 }";
+    trust(dir, status, &[("Ada", 1, "roles = [\"author\"]"), ("Rel", 2, rel), ("Lea", 3, rel)]);
+    let start = |file: &'static str, name: &'static str, key: &'static str| {
+        vec!["feed", "add", file, "--patch", "one.nestpatch", "--status", "active", "--name", name, "--key", key]
+    };
+    let using = |file: &'static str| vec!["verify", "two.nestpatch", "--trust", "trust.toml", "--status-feed", file];
+    succeeds(dir, &start("author.json", "status", "1.key"));
+    fails(dir, &using("author.json"), 3, &["2 different people with the role release, found none"]);
+    succeeds(dir, &start("stranger.json", "status", "4.key"));
+    fails(dir, &using("stranger.json"), 3, &["which nobody has called trusted"]);
+    succeeds(dir, &start("feed.json", "status", "2.key"));
+    fails(dir, &using("feed.json"), 3, &["2 different people with the role release, found \"Rel\""]);
+    succeeds(dir, &["feed", "sign", "feed.json", "--key", "3.key"]);
+    succeeds(dir, &using("feed.json"));
+    fails(dir, &["feed", "sign", "feed.json", "--key", "3.key"], 7, &["has signed this issue already"]);
+
+    // Another name, a changed statement, an expired issue.
+    succeeds(dir, &start("other.json", "another", "2.key"));
+    succeeds(dir, &["feed", "sign", "other.json", "--key", "3.key"]);
+    fails(dir, &using("other.json"), 3, &["expected \"status\"", "found \"another\""]);
+    let mut envelope = Envelope::parse(&fs::read(dir.join("feed.json")).unwrap()).unwrap();
+    let text = String::from_utf8(envelope.statement).unwrap();
+    envelope.statement = text.replace("active", "withdrawn").into_bytes();
+    fs::write(dir.join("changed.json"), envelope.to_json()).unwrap();
+    fails(dir, &using("changed.json"), 3, &["is wrong"]);
+    fails(dir, &[using("feed.json"), vec!["--at", LATER]].concat(), 3, &["was good until", "is being kept back"]);
+    fails(dir, &using("trust.toml"), 7, &["trust.toml", "not strict JSON"]);
+
+    // Nobody adds to a feed that somebody else slipped in.
+    let mut add = start("stranger.json", "status", "2.key");
+    fails(dir, &add, 3, &["stranger.json", "nobody has called trusted"]);
+    add[2] = "feed.json";
+    succeeds(dir, &["feed", "renew", "feed.json", "--key", "2.key", "--trust", "trust.toml", "--days", "1"]);
+    let shown = run(dir, &["feed", "show", "feed.json", "--json"]);
+    assert_eq!(shown.code, Some(3), "nobody vouches for it here: {shown:?}");
+    let shown: Value = serde_json::from_str(&shown.stdout).unwrap();
+    assert_eq!((&shown["number"], &shown["trusted"]), (&2.into(), &Value::Null));
+}
+
+#[test]
+fn a_rewritten_feed_is_noticed() {
+    let world = world();
+    let dir = world.path();
+    trust(dir, "", &[("Ada", 1, "roles = [\"author\", \"release\"]")]);
+    let issue = |number, patches: &[u8]| {
+        let (issued, expires) = (Timestamp::from_unix(1_700_000_000), LATER.parse().unwrap());
+        let entry = |seed: &u8| FeedEntry {
+            patch: Sha256::from_bytes([*seed; 32]),
+            status: PatchStatus::Compromised,
+            since: issued,
+            reason: String::new(),
+            by: None,
+        };
+        let entries = patches.iter().map(entry).collect();
+        let feed = StatusFeed { feed: "status".to_owned(), number, issued, expires, entries };
+        let statement = feed.to_bytes().unwrap();
+        let signature = key(1).sign(&statement).unwrap();
+        fs::write(dir.join("feed.json"), Envelope::new(statement, vec![signature]).to_json()).unwrap();
+    };
+    let using =
+        ["verify", "one.nestpatch", "--trust", "trust.toml", "--status-feed", "feed.json", "--seen", "seen.json"];
+    issue(1, &[5, 6]);
+    succeeds(dir, &using);
+    issue(2, &[5]);
+    fails(dir, &using, 3, &["expected the 2 entries that were seen before", "rewritten"]);
+    issue(2, &[6, 5, 7]);
+    fails(dir, &using, 3, &["rewritten"]);
+    issue(1, &[5, 6, 7]);
+    fails(dir, &using, 3, &["two were signed with one number"]);
+    issue(3, &[5, 6, 7]);
+    succeeds(dir, &using);
+}
+
+#[test]
+fn a_withdrawn_patch_can_still_be_taken_back() {
+    let world = world();
+    let dir = world.path();
+    let before = snapshot(&dir.join("base"));
+    trust(dir, "", &[("Ada", 1, "roles = [\"author\", \"release\"]")]);
+    succeeds(dir, &["apply", "one.nestpatch", "base", "--in-place", "--trust", "trust.toml"]);
+    trust(
+        dir,
+        "series = [{ name = \"tests\", minimum = 9 }]\nstatus = { feed = \"status\" }",
+        &[("Ada", 1, "roles = [\"author\", \"release\"]")],
+    );
+    succeeds(dir, &["revert", "base", "--in-place", "--trust", "trust.toml"]);
+    assert!(snapshot(&dir.join("base")) == before);
+}
+
+#[test]
+fn people_are_added_and_listed() {
+    let world = world();
+    let dir = world.path();
+    succeeds(dir, &["trust", "add", "t.toml", "--name", "Ada \"A\" L", "--key", "1.pub", "--role", "author"]);
+    let text = fs::read_to_string(dir.join("t.toml")).unwrap() + "# a remark that stays";
+    fs::write(dir.join("t.toml"), text).unwrap();
+    let grace = ["trust", "add", "t.toml", "--name", "Grace", "--key", "2.pub", "--key", "3.pub", "--series", "tests"];
+    let more = ["--role", "auditor", "--role", "release", "--from", "2020-01-01T00:00:00Z", "--until", LATER];
+    succeeds(dir, &[&grace[..], &more].concat());
+    assert!(fs::read_to_string(dir.join("t.toml")).unwrap().contains("# a remark that stays"));
+    let listed = succeeds(dir, &["trust", "list", "t.toml"]).stdout;
+    for word in ["Ada \"A\" L (author)", "Grace (auditor, release; only series tests)", "until 2040", "1 person"] {
+        assert!(listed.contains(word), "{word}: {listed}");
+    }
+    let listed = succeeds(dir, &["trust", "list", "t.toml", "--json"]).stdout;
+    let listed: Value = serde_json::from_str(&listed).unwrap();
+    assert_eq!(listed["people"][1]["keys"].as_array().unwrap().len(), 2);
+    succeeds(dir, &["verify", "one.nestpatch", "--trust", "t.toml"]);
+
+    fails(dir, &grace, 7, &["\"Grace\" is there already"]);
+    fails(dir, &["trust", "add", "t.toml", "--name", "Eve", "--key", "1.pub"], 7, &["each key once"]);
+    fails(dir, &["trust", "add", "t.toml", "--name", "", "--key", "4.pub"], 7, &["printable text"]);
+    fails(dir, &["trust", "add", "t.toml", "--name", "Eve", "--key", "4.key"], 7, &["4.key"]);
+    let king = run(dir, &["trust", "add", "t.toml", "--name", "Eve", "--key", "4.pub", "--role", "king"]);
+    assert!(king.code == Some(2) && king.stderr.contains("author, auditor, release"), "{king:?}");
+    fails(dir, &["trust", "list", "none.toml"], 1, &["none.toml"]);
+    fails(dir, &["trust", "list", "1.pub"], 7, &["1.pub", "trust file"]);
+}
