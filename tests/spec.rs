@@ -9,11 +9,13 @@ use nestpatch::format::binding::{ROWS_CONTEXT, TENSOR_CONTEXT};
 use nestpatch::format::container::{Container, HEADER_BYTES, MAGIC, PAYLOAD_TYPE};
 use nestpatch::format::manifest::{CONTENT_ROOT_CONTEXT, PREDICATE_TYPE, STATEMENT_TYPE};
 use nestpatch::format::residual::LANES;
+use nestpatch::format::status_feed::{FEED_ENTRIES_CONTEXT, FEED_PREDICATE_TYPE};
 use nestpatch::format::{Deltas, Edit, EditParts, Edits, Layout, Manifest, ResidualBuilder, limits};
 use nestpatch::tensor::{Dtype, Shape, TensorName};
-use nestpatch::trust::SecretKey;
+use nestpatch::trust::{Policy, Role, SecretKey};
 
 const SPEC: &str = include_str!("../spec/format.md");
+const TRUST: &str = include_str!("../spec/trust.md");
 const TINY: &[u8] = include_bytes!("../fixtures/format/tiny.nestpatch");
 
 fn hex(bytes: &[u8]) -> String {
@@ -29,8 +31,9 @@ fn after(start: &str) -> String {
 
 #[test]
 fn limits_are_those_of_the_code() {
-    let mut table: BTreeMap<&str, u64> = SPEC
-        .lines()
+    let mut table: BTreeMap<&str, u64> = [SPEC, TRUST]
+        .iter()
+        .flat_map(|text| text.lines())
         .filter_map(|line| line.strip_prefix("| `MAX_"))
         .map(|line| {
             let mut cells = line.split(['`', '|']).map(str::trim).filter(|cell| !cell.is_empty());
@@ -58,6 +61,9 @@ fn limits_are_those_of_the_code() {
         ("EDITS", limits::MAX_EDITS as u64),
         ("ROWS", limits::MAX_ROWS as u64),
         ("COLS", limits::MAX_COLS as u64),
+        ("ENVELOPE_BYTES", limits::MAX_ENVELOPE_BYTES as u64),
+        ("FEED_ENTRIES", limits::MAX_FEED_ENTRIES as u64),
+        ("REASON_BYTES", limits::MAX_REASON_BYTES as u64),
     ];
     for (name, value) in code {
         assert_eq!(table.remove(name), Some(value), "{name}");
@@ -72,6 +78,30 @@ fn names_and_domains_are_those_of_the_code() {
     }
     assert!(SPEC.contains(&format!("\"DSSEv1 {} {PAYLOAD_TYPE} \"", PAYLOAD_TYPE.len())));
     assert!(after("0       8      magic:").eq_ignore_ascii_case(&hex(&MAGIC)));
+}
+
+#[test]
+fn the_trust_file_example_reads_as_described() {
+    let start = TRUST.find("    version = 1\n").unwrap();
+    let text: String = TRUST[start..]
+        .lines()
+        .take_while(|line| line.is_empty() || line.starts_with("    "))
+        .map(|line| format!("{}\n", line.trim()))
+        .collect();
+    let policy = Policy::from_trust_file(&text).unwrap();
+    let conditions = policy.conditions();
+    assert_eq!((conditions.threshold, conditions.require[&Role::Auditor]), (2, 1));
+    assert_eq!(conditions.status.as_ref().unwrap().feed, "toy status");
+    assert_eq!(conditions.minimum["toy"], 3);
+    let people: Vec<_> = policy.keys().map(|(person, key)| (person.name.as_str(), key.until.is_some())).collect();
+    assert_eq!(people, [("Ada", false), ("Grace", true)]);
+    for (seed, name) in [(1, "Ada"), (2, "Grace")] {
+        let key = SecretKey::from_seed(&[seed; 32]).public().unwrap();
+        assert_eq!(policy.find(key.id()).unwrap().0.name, name);
+    }
+    for text in [FEED_PREDICATE_TYPE, FEED_ENTRIES_CONTEXT] {
+        assert_eq!(TRUST.matches(text).count(), 1, "{text}");
+    }
 }
 
 #[test]

@@ -48,32 +48,21 @@ struct Arguments {
     quiet: bool,
 }
 
+/// What each does is said where its arguments are.
 #[derive(Subcommand)]
 enum Verb {
-    /// Make a key pair for signing patches.
     Keygen(keygen::Arguments),
-    /// Find safety neurons, tune shared deltas for them, and sign the result as a patch.
     #[cfg(feature = "create")]
     Create(Box<create::Arguments>),
-    /// Add a signature to a patch.
     Sign(sign::Arguments),
-    /// Keep the trust file: list, add, check.
     Trust(trust::Arguments),
-    /// Keep the status feed: add, renew, sign, show.
     Feed(feed::Arguments),
-    /// Show what a patch holds. Checks no signature.
     Inspect(inspect::Arguments),
-    /// Say what is proven about a patch and what is not.
     Verify(verify::Arguments),
-    /// Compare two patches.
     Diff(diff::Arguments),
-    /// Verify a patch and apply it to a checkpoint.
     Apply(apply::Arguments),
-    /// Show what is applied to a checkpoint, and whether it still holds.
     Status(status::Arguments),
-    /// Take back the newest patch, bit for bit.
     Revert(revert::Arguments),
-    /// Run everything on the bundled toy assistant.
     #[cfg(feature = "create")]
     Demo(demo::Arguments),
 }
