@@ -152,6 +152,8 @@ fn options_out_of_range() {
     fails(dir, &create(&["--threshold", "10.5"]), 2, &["threshold", "found 10.5"]);
     fails(dir, &create(&["--clusters", "many"]), 2, &["--clusters", "`each`"]);
     fails(dir, &create(&["--key", "k.pub"]), 7, &["k.pub"]);
+    fails(dir, &create(&["--name", "two\nlines"]), 2, &["name: expected 1 to 200 bytes"]);
+    fails(dir, &create(&["--supersedes", "k.pub"]), 4, &["k.pub", "the 64 digits of its id"]);
 }
 
 #[test]

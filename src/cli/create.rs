@@ -6,9 +6,11 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::failure::{Exit, Failure};
+use super::open_checkpoint;
 use super::output::{Output, bytes, count, fields, warn};
+use super::passphrase::SigningKey;
 use super::progress::Bars;
-use super::{open_checkpoint, passphrase};
+use super::trusted::patch_id;
 use crate::checkpoint::{read_bounded, write_new};
 use crate::digest::Sha256;
 use crate::nest::{
@@ -36,12 +38,8 @@ pub(super) struct Arguments {
     /// Prompts to answer as before.
     #[arg(long, value_name = "FILE")]
     benign: PathBuf,
-    /// The private key to sign with.
-    #[arg(long, value_name = "KEY")]
-    key: PathBuf,
-    /// Take the key's passphrase from the first line of this file instead of asking for it.
-    #[arg(long, value_name = "FILE")]
-    passphrase_file: Option<PathBuf>,
+    #[command(flatten)]
+    key: SigningKey,
     /// The patch to write; it must not exist.
     #[arg(short, long, value_name = "PATCH")]
     output: PathBuf,
@@ -93,6 +91,9 @@ struct Labels {
     /// Its number in the series.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     sequence: u64,
+    /// A patch that it replaces: its file, or its id; may be repeated.
+    #[arg(long, value_name = "PATCH")]
+    supersedes: Vec<String>,
     /// The base's name, for people [default: that of the checkpoint's folder].
     #[arg(long, value_name = "NAME")]
     base_name: Option<String>,
@@ -158,14 +159,14 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
         let missing = format!("{}: its folder does not exist", arguments.output.display());
         return Err(Failure::message(Exit::Failed, missing));
     }
+    let about = arguments.labels.about(&arguments.output, &arguments.model)?;
     let options = arguments.method.options(arguments.columns.refusals.as_deref())?;
     let Columns { harmful_column, refusal_column, benign_column, answer_column, .. } = &arguments.columns;
     let harmful = load(&arguments.harmful, harmful_column, refusal_column)?;
     let benign = load(&arguments.benign, benign_column, answer_column)?;
     let template = arguments.columns.template()?;
     let base = open_checkpoint(&arguments.model)?;
-    let about = arguments.labels.about(&arguments.output, &arguments.model);
-    let key = passphrase::signing_key(&arguments.key, arguments.passphrase_file.as_deref())?;
+    let key = arguments.key.read()?;
     let bars = Bars::new(output);
     let inputs = Inputs { harmful: &harmful, benign: &benign, template: &template };
     let created = create(&base, inputs, &options.check()?, about, &key, (&bars, &bars))?;
@@ -212,7 +213,7 @@ impl Columns {
 }
 
 impl Labels {
-    fn about(&self, output: &Path, model: &Path) -> About {
+    fn about(&self, output: &Path, model: &Path) -> Result<About, Failure> {
         let stem = output.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         // `.` and links have no name of their own to show.
         let folder = model.canonicalize().unwrap_or_else(|_| model.to_owned());
@@ -220,7 +221,10 @@ impl Labels {
         let name = self.name.clone().unwrap_or(stem);
         let series = self.series.clone().unwrap_or_else(|| name.clone());
         let about = About::new(name, series, self.base_name.clone().unwrap_or(folder));
-        About { sequence: self.sequence, ..about }
+        let supersedes = self.supersedes.iter().map(|patch| patch_id(patch)).collect::<Result<_, _>>()?;
+        let about = About { sequence: self.sequence, supersedes, ..about };
+        about.check().map_err(|error| Failure::new(Exit::Usage, &error))?;
+        Ok(about)
     }
 }
 

@@ -9,11 +9,11 @@ use serde::Serialize;
 use super::failure::{Exit, Failure};
 use super::output::{Output, count, fields};
 use super::passphrase::SigningKey;
-use super::trusted::{Keys, feed_failure, read_input, read_patch};
+use super::trusted::{Keys, feed_failure, patch_id, read_input};
 use crate::checkpoint::{replace, write_new};
 use crate::digest::Sha256;
 use crate::format::limits::MAX_ENVELOPE_BYTES;
-use crate::format::{Container, Envelope, FeedEntry, PatchStatus, StatusFeed, Timestamp};
+use crate::format::{Envelope, FeedEntry, PatchStatus, StatusFeed, Timestamp};
 use crate::trust::{Policy, SecretKey};
 
 /// The words of the feed.
@@ -223,18 +223,6 @@ fn read_unsigned(path: &Path) -> Result<(Envelope, StatusFeed), Failure> {
 
 fn read_feed(path: &Path) -> Result<Vec<u8>, Failure> {
     read_input(path, MAX_ENVELOPE_BYTES as u64, Exit::Input)
-}
-
-/// The id of a patch that is given by it, or by its file.
-fn patch_id(text: &str) -> Result<Sha256, Failure> {
-    if let Ok(id) = text.parse() {
-        return Ok(id);
-    }
-    let bytes = read_patch(Path::new(text))?;
-    let container = Container::parse(&bytes).map_err(|error| {
-        Failure::message(Exit::Patch, format!("{text}: {error}")).hint("give a patch file, or the 64 digits of its id")
-    })?;
-    Ok(container.patch_id())
 }
 
 fn show(

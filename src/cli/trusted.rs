@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use super::failure::{Exit, Failure};
 use crate::checkpoint::{CheckpointError, read_bounded};
 use crate::digest::Sha256;
-use crate::format::Timestamp;
 use crate::format::limits::MAX_ENVELOPE_BYTES;
+use crate::format::{Container, Timestamp};
 use crate::patch::verify::verify;
 use crate::patch::{MAX_FILE_BYTES, VerifiedPatch};
 use crate::trust::{Policy, Seen, SeenFileError, TrustError, read_public_key};
@@ -130,6 +130,18 @@ pub(super) fn feed_failure(path: &Path, error: &TrustError) -> Failure {
 /// Reads a patch file, at most as long as one may be.
 pub(super) fn read_patch(path: &Path) -> Result<Vec<u8>, Failure> {
     read_input(path, MAX_FILE_BYTES, Exit::Patch)
+}
+
+/// The id of a patch that is given by it, or by its file.
+pub(super) fn patch_id(text: &str) -> Result<Sha256, Failure> {
+    if let Ok(id) = text.parse() {
+        return Ok(id);
+    }
+    let bytes = read_patch(Path::new(text))?;
+    let container = Container::parse(&bytes).map_err(|error| {
+        Failure::message(Exit::Patch, format!("{text}: {error}")).hint("give a patch file, or the 64 digits of its id")
+    })?;
+    Ok(container.patch_id())
 }
 
 /// Reads a file that is given on the command line; `exit` is for one that cannot be what it should.

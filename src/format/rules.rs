@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use crate::digest::Sha256;
 use crate::format::limits::{
-    MAX_CONFIG_KEYS, MAX_CONFIG_VALUE_BYTES, MAX_CREATION_BYTES, MAX_EDITS, MAX_LABEL_BYTES, MAX_PAYLOAD_BYTES,
-    MAX_REQUIRES, MAX_SECTION_BYTES, MAX_SECTIONS, MAX_SUPERSEDES,
+    MAX_CONFIG_KEYS, MAX_CONFIG_VALUE_BYTES, MAX_CREATION_BYTES, MAX_EDITS, MAX_JSON_INTEGER, MAX_LABEL_BYTES,
+    MAX_PAYLOAD_BYTES, MAX_REQUIRES, MAX_SECTION_BYTES, MAX_SECTIONS, MAX_SUPERSEDES,
 };
 use crate::format::manifest::{BaseTensor, Codec, FormatVersion, Kind, Level, Manifest, ManifestError, SectionEntry};
 
@@ -16,15 +17,9 @@ impl Manifest {
             let found = format!("major {}, min_reader_minor {}", self.format.major, self.format.min_reader_minor);
             return Err(broken("format", &format!("major {major}, min_reader_minor up to {writer_minor}"), &found));
         }
-        label("name", &self.name)?;
-        label("series", &self.series)?;
+        about(&self.name, &self.series, self.sequence, &self.supersedes)?;
         label("tool.name", &self.tool.name)?;
         label("tool.version", &self.tool.version)?;
-        if self.sequence == 0 {
-            return Err(broken("sequence", "a number from 1", "0"));
-        }
-        at_most("supersedes", MAX_SUPERSEDES, self.supersedes.len())?;
-        distinct("supersedes", self.supersedes.iter())?;
         at_most("requires", MAX_REQUIRES, self.requires.len())?;
         self.requires.iter().try_for_each(|rule| label("requires", rule))?;
         distinct("requires", self.requires.iter())?;
@@ -103,7 +98,18 @@ fn check_section(entry: &SectionEntry) -> Result<(), ManifestError> {
     Ok(())
 }
 
-fn label(what: &str, text: &str) -> Result<(), ManifestError> {
+/// The rules for what a publisher calls a patch.
+pub(crate) fn about(name: &str, series: &str, sequence: u64, supersedes: &[Sha256]) -> Result<(), ManifestError> {
+    label("name", name)?;
+    label("series", series)?;
+    if !(1..MAX_JSON_INTEGER).contains(&sequence) {
+        return Err(broken("sequence", "a number from 1, under 2^53", &sequence.to_string()));
+    }
+    at_most("supersedes", MAX_SUPERSEDES, supersedes.len())?;
+    distinct("supersedes", supersedes.iter())
+}
+
+pub(crate) fn label(what: &str, text: &str) -> Result<(), ManifestError> {
     if !text.is_empty() && text.len() <= MAX_LABEL_BYTES && !text.chars().any(char::is_control) {
         return Ok(());
     }

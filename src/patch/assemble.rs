@@ -8,7 +8,9 @@ use crate::checkpoint::{Checkpoint, CheckpointError, Progress, Side, find_touche
 use crate::digest::Sha256;
 use crate::format::binding::architecture_config;
 use crate::format::manifest::{Architecture, Base, ResultBinding, Tool};
-use crate::format::{Draft, Edits, Level, ResidualBuilder, Timestamp, Unsigned};
+use crate::format::{
+    Draft, Edits, Level, ManifestError, ResidualBuilder, Timestamp, Unsigned, check_about, check_label,
+};
 use crate::trust::SecretKey;
 
 /// What a new patch says about itself, beside what follows from the checkpoint and the edits.
@@ -45,6 +47,15 @@ impl About {
             base: base.into(),
             creation: Map::new(),
         }
+    }
+
+    /// Checks what a person chose, so that a name that cannot be written fails before the work, not after it.
+    ///
+    /// # Errors
+    /// The first rule broken, as a reader of the patch would report it.
+    pub fn check(&self) -> Result<(), ManifestError> {
+        check_about(&self.name, &self.series, self.sequence, &self.supersedes)?;
+        check_label("base.name", &self.base)
     }
 }
 
