@@ -1,4 +1,6 @@
 //! Ed25519 keys: PKCS#8 and SubjectPublicKeyInfo in PEM, strict verification, no weak keys.
+//!
+//! [`super::import`] reads the public keys of other programs.
 
 use std::fmt;
 
@@ -14,6 +16,7 @@ use zeroize::Zeroizing;
 use crate::digest::Sha256;
 use crate::format::SignatureRecord;
 use crate::format::container::{PAYLOAD_TYPE, pre_authentication_encoding};
+use crate::trust::import;
 
 /// scrypt's cost: 2^14 blocks of 1 KiB, five times over. 16 MiB, which OpenSSL also allows, and about 0.3 s.
 const SCRYPT: (u8, u32, u32) = (14, 8, 5);
@@ -96,15 +99,19 @@ impl PublicKey {
         Ok(Self { key, id: Sha256::of(spki.as_bytes()) })
     }
 
-    /// Reads a SubjectPublicKeyInfo in PEM, or its Base64 body on one line.
+    /// Reads a SubjectPublicKeyInfo in PEM or its Base64 body on one line, an OpenSSH `ssh-ed25519` line, or a minisign
+    /// public key with or without its comment.
     ///
     /// # Errors
-    /// Anything else; also a key that is weak or not canonical.
+    /// Anything else, named where it is known; also a key that is weak or not canonical.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
         if text.len() > MAX_KEY_TEXT_BYTES {
             return Err(format_error(format!("{} bytes", text.len())));
         }
         let text = text.trim();
+        if let Some(bytes) = import::public_key(text).map_err(format_error)? {
+            return Self::from_bytes(&bytes);
+        }
         let wrapped;
         let pem = if text.starts_with("-----") {
             text
@@ -179,7 +186,13 @@ impl SecretKey {
         if pem.len() > MAX_KEY_TEXT_BYTES {
             return Err(format(format!("{} bytes", pem.len())));
         }
-        let (label, document) = SecretDocument::from_pem(pem.trim()).map_err(|error| format(error.to_string()))?;
+        let pem = pem.trim();
+        let labels = [PrivateKeyInfoRef::PEM_LABEL, EncryptedPrivateKeyInfoOwned::PEM_LABEL];
+        let ours = labels.iter().any(|label| pem.starts_with(&format!("-----BEGIN {label}-----")));
+        if let Some(found) = import::describe(pem).filter(|_| !ours) {
+            return Err(format(found.to_string()));
+        }
+        let (label, document) = SecretDocument::from_pem(pem).map_err(|error| format(error.to_string()))?;
         let document = match label {
             EncryptedPrivateKeyInfoOwned::PEM_LABEL => decrypt(&document, passphrase)?,
             PrivateKeyInfoRef::PEM_LABEL => document,
@@ -283,7 +296,7 @@ fn random(bytes: &mut [u8]) -> Result<(), KeyError> {
 fn format_error(found: String) -> KeyError {
     KeyError::Format {
         what: "public key",
-        expected: "an Ed25519 key as SubjectPublicKeyInfo PEM, or its Base64 body on one line",
+        expected: "an Ed25519 key as SubjectPublicKeyInfo PEM or its Base64 body, an OpenSSH line, or a minisign key",
         found,
     }
 }

@@ -88,7 +88,7 @@ pub fn read_secret_key(
     SecretKey::parse(&text, passphrase).map_err(|error| KeyFileError::Key { path: path.to_owned(), error })
 }
 
-/// Reads a public key: PEM, or its body on one line.
+/// Reads a public key in any form of [`PublicKey::parse`].
 ///
 /// # Errors
 /// A file that cannot be read or holds no usable key.

@@ -2,6 +2,7 @@
 //!
 //! A key found inside a patch is never trusted, and a key id only says which key to try. Verification uses no network.
 
+mod import;
 mod key;
 mod keyfile;
 mod policy;
