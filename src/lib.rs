@@ -31,6 +31,7 @@
 //! digest  tensor                     words
 //! format                             bytes <-> values
 //! fold  trust  checkpoint            arithmetic, signatures, files
+//! interop                            the formats of other programs
 //! decoder -> nest, eval              the network, the method, the evidence (feature `create`)
 //! patch                              the verbs
 //! cli                                the command line
@@ -47,6 +48,7 @@ pub mod digest;
 pub mod eval;
 pub mod fold;
 pub mod format;
+pub mod interop;
 #[cfg(feature = "create")]
 pub mod nest;
 pub mod patch;

@@ -19,11 +19,15 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("fold", &["format", "tensor"]),
     ("trust", &["digest", "format"]),
     ("checkpoint", &["digest", "format", "tensor"]),
+    ("interop", &["digest", "format", "tensor", "trust"]),
     ("decoder", &["checkpoint", "tensor"]),
     ("nest", &["checkpoint", "decoder", "digest", "eval", "fold", "format", "tensor"]),
     ("eval", &["checkpoint", "decoder", "digest", "fold", "format", "nest", "tensor"]),
     ("patch", &["checkpoint", "decoder", "digest", "eval", "fold", "format", "nest", "tensor", "trust"]),
-    ("cli", &["checkpoint", "decoder", "digest", "eval", "fold", "format", "nest", "patch", "tensor", "trust"]),
+    (
+        "cli",
+        &["checkpoint", "decoder", "digest", "eval", "fold", "format", "interop", "nest", "patch", "tensor", "trust"],
+    ),
 ];
 
 /// Only the verbs that need a network may name these.

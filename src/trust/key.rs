@@ -235,6 +235,11 @@ impl SecretKey {
         let signature = signature.to_bytes().to_vec();
         Ok(SignatureRecord { key_id: self.public()?.id(), algorithm: SignatureRecord::ED25519, signature })
     }
+
+    /// Signs bytes as they are. Only [`super::foreign`] may call this: it says why its bytes are safe to sign.
+    pub(super) fn sign_bytes(&self, bytes: &[u8]) -> [u8; 64] {
+        self.0.sign(bytes).to_bytes()
+    }
 }
 
 impl fmt::Debug for SecretKey {

@@ -2,6 +2,7 @@
 //!
 //! A key found inside a patch is never trusted, and a key id only says which key to try. Verification uses no network.
 
+mod foreign;
 mod import;
 mod key;
 mod keyfile;
@@ -10,6 +11,7 @@ mod seen;
 mod trust_file;
 mod verify;
 
+pub(crate) use foreign::ForeignMessage;
 pub use key::{KeyError, PublicKey, SecretKey};
 pub use keyfile::{KeyFileError, KeyPairPaths, create_key_pair, read_public_key, read_secret_key};
 pub use policy::{Conditions, Person, Policy, PolicyError, Role, StatusRule, TrustedKey};
