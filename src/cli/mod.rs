@@ -6,6 +6,7 @@ mod create;
 #[cfg(feature = "create")]
 mod demo;
 mod diff;
+mod export;
 pub mod failure;
 mod feed;
 mod inspect;
@@ -60,6 +61,7 @@ enum Verb {
     Inspect(inspect::Arguments),
     Verify(verify::Arguments),
     Diff(diff::Arguments),
+    Export(export::Arguments),
     Apply(apply::Arguments),
     Status(status::Arguments),
     Revert(revert::Arguments),
@@ -90,6 +92,7 @@ fn run(verb: Verb, output: Output) -> Result<Exit, Failure> {
         Verb::Inspect(arguments) => inspect::run(&arguments, output),
         Verb::Verify(arguments) => verify::run(&arguments, output),
         Verb::Diff(arguments) => diff::run(&arguments, output),
+        Verb::Export(arguments) => export::run(&arguments, output),
         Verb::Apply(arguments) => apply::run(&arguments, output),
         Verb::Status(arguments) => status::run(&arguments, output),
         Verb::Revert(arguments) => revert::run(&arguments, output),

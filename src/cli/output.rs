@@ -1,7 +1,7 @@
 //! What goes to stdout, and how text from files is made safe for a terminal.
 
 use std::fmt::Write as _;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 
 use serde::Serialize;
 
@@ -39,13 +39,19 @@ impl Output {
         } else {
             escape(&text(body))
         };
-        match writeln!(io::stdout().lock(), "{}", printed.trim_end()) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::message(
-                Exit::Failed,
-                format!("cannot write to stdout, though the command is done: {error}"),
-            )),
-            _ => Ok(()),
-        }
+        written(writeln!(io::stdout().lock(), "{}", printed.trim_end()))
+    }
+
+    /// Prints bytes that another program reads, as they are; on a terminal, made safe for it.
+    ///
+    /// # Errors
+    /// As [`Output::data`].
+    pub(super) fn exact(self, bytes: &[u8]) -> Result<(), Failure> {
+        let mut stdout = io::stdout().lock();
+        written(match stdout.is_terminal() {
+            true => writeln!(stdout, "{}", escape(&String::from_utf8_lossy(bytes)).trim_end()),
+            false => stdout.write_all(bytes).and_then(|()| stdout.flush()),
+        })
     }
 
     /// A remark for the person at the terminal, on stderr.
@@ -53,6 +59,15 @@ impl Output {
         if !self.quiet {
             warn(text);
         }
+    }
+}
+
+fn written(done: io::Result<()>) -> Result<(), Failure> {
+    match done {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::message(Exit::Failed, format!("cannot write to stdout, though the command is done: {error}")))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -14,7 +14,6 @@ use serde::Serialize;
 
 use crate::digest::Sha256;
 use crate::format::{Container, SignatureRecord};
-use crate::trust::KeyError;
 
 /// Why a patch cannot be written in a format.
 #[derive(Debug, thiserror::Error)]
@@ -33,9 +32,6 @@ pub enum ExportError {
         /// The keys that signed.
         found: Vec<Sha256>,
     },
-    /// The key cannot sign.
-    #[error(transparent)]
-    Key(#[from] KeyError),
     /// The writer of JSON fails, which it does not for these types.
     #[error("JSON: {0}")]
     Json(#[from] serde_json::Error),
