@@ -52,11 +52,12 @@ fn the_whole_way_in_text() {
 fn every_verb_speaks_json() {
     let world = world();
     let dir = world.path();
-    let checks: [(&[&str], &str, &str); 8] = [
+    let checks: [(&[&str], &str, &str); 9] = [
         (&["keygen", "-o", "k", "--no-passphrase"], "keygen", "key_id"),
         (&["inspect", "p.nestpatch"], "inspect", "totals"),
         (&["verify", "p.nestpatch", "--key", "key.pub"], "verify", "claims"),
         (&["diff", "p.nestpatch", "p.nestpatch"], "diff", "summary"),
+        (&["export", "p.nestpatch", "--format", "dsse", "-o", "p.dsse.json"], "export", "files"),
         (&[IN_PLACE, &["--dry-run"]].concat(), "apply", "disk_needed"),
         (IN_PLACE, "apply", "record"),
         (&["status", "base"], "status", "applied"),
