@@ -96,7 +96,7 @@ mod tests {
             let id = one.key_id.to_string();
             assert_eq!(one.text.matches(&id).count(), 2, "hint and keyid");
             assert_eq!(one.text.matches("\"sig\"").count(), 1);
-            assert_eq!(bundles(&container, Some(&id[..8])).unwrap(), [one.clone()]);
+            assert_eq!(bundles(&container, Some(&id[..8])).unwrap().as_slice(), std::slice::from_ref(one));
         }
         for wanted in ["", "zz", "FD11"] {
             let error = bundles(&container, Some(wanted)).unwrap_err();
