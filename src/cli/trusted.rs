@@ -17,7 +17,7 @@ const MAX_TRUST_BYTES: u64 = 4 << 20;
 /// Whose signatures count.
 #[derive(clap::Args)]
 pub(super) struct Keys {
-    /// Trust this public key; may be repeated, and a signature by any of them is enough.
+    /// Trust this public key (PEM, OpenSSH ssh-ed25519 or minisign); may be repeated, and a signature by any is enough.
     #[arg(long, value_name = "PUB")]
     key: Vec<PathBuf>,
     /// Trust the people that this file names, on the conditions that it states.
