@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use common::{fails, run, snapshot, succeeds};
+use common::{fails, run, run_with, snapshot, succeeds};
 use nestpatch::checkpoint::Checkpoint;
 use nestpatch::digest::Sha256;
 use nestpatch::format::{Container, Envelope, FeedEntry, PatchStatus, StatusFeed, Timestamp};
@@ -112,6 +112,31 @@ fn a_broken_patch_is_not_signed() {
     fails(dir, &["sign", "one.nestpatch", "--key", "2.key", "-o", "two.nestpatch"], 1, &["two.nestpatch"]);
     succeeds(dir, &["sign", "one.nestpatch", "--key", "2.key", "-o", "both.nestpatch"]);
     assert_eq!(id(dir, "both.nestpatch"), id(dir, "one.nestpatch"));
+}
+
+#[test]
+fn a_file_is_replaced_whole_or_not_at_all() {
+    let world = world();
+    let dir = world.path();
+    let sign = ["sign", "one.nestpatch", "--key", "2.key"];
+    let before = snapshot(dir);
+    let mut failed = 0;
+    loop {
+        let ran = run_with(dir, Some(&format!("enospc@{}", failed + 1)), &sign);
+        if ran.code == Some(0) {
+            break;
+        }
+        failed += 1;
+        assert!(ran.stderr.contains("No space left"), "{ran:?}");
+        if snapshot(dir) != before {
+            // Only the last call, which forces the name to the disk, comes after the new file is in its place.
+            assert_eq!(Container::parse(&fs::read(dir.join("one.nestpatch")).unwrap()).unwrap().signatures().len(), 2);
+            break;
+        }
+        assert!(failed < 20);
+    }
+    assert!(failed >= 4, "create, write, sync and rename, not {failed}");
+    assert_eq!(snapshot(dir).len(), before.len());
 }
 
 #[test]

@@ -30,20 +30,26 @@ pub(crate) fn create_with(path: &Path, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// The file exists, or the disk refuses. Nothing is left behind.
 pub fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
-    write_beside(path, bytes, |partial| rename(partial, path))
+    write_beside(path, bytes, |partial| rename(partial, path))?;
+    let synced = sync_dir(folder_of(path));
+    if synced.is_err() {
+        remove(path)?;
+    }
+    synced
 }
 
 /// Replaces a file, whole or not at all, keeping its permissions; also one that is not there yet.
 ///
 /// # Errors
-/// The disk refuses. The old file is as it was, and nothing is left behind.
+/// The disk refuses. The file is the old one, or the new one if only its name could not be forced to the disk.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     write_beside(path, bytes, |partial| {
         if let Ok(metadata) = fs::metadata(path) {
             set_mode(partial, metadata.permissions())?;
         }
         fault::step(path).and_then(|()| fs::rename(partial, path)).map_err(failed("rename to", path))
-    })
+    })?;
+    sync_dir(folder_of(path))
 }
 
 fn write_beside(path: &Path, bytes: &[u8], place: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
@@ -52,10 +58,12 @@ fn write_beside(path: &Path, bytes: &[u8], place: impl FnOnce(&Path) -> Result<(
     let written = create_with(&partial, bytes).and_then(|()| place(&partial));
     if written.is_err() {
         remove(&partial)?;
-        return written;
     }
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    sync_dir(folder)
+    written
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Makes `to`, a new file, a clone of `from` that shares its blocks; `false` where the file system cannot.

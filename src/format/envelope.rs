@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use base64ct::{Base64, Encoding as _};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::digest::Sha256;
 use crate::format::container::{PAYLOAD_TYPE, SignatureRecord};
@@ -104,15 +104,18 @@ impl Envelope {
 
     /// The envelope on one line.
     pub fn to_json(&self) -> String {
+        // Strings and a list of pairs of strings: writing them cannot fail.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+impl Serialize for Envelope {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let signature =
             |record: &SignatureRecord| OuterSignature { keyid: record.key_id, sig: encode(&record.signature) };
-        let outer = Outer {
-            payload: encode(&self.statement),
-            payload_type: PAYLOAD_TYPE.to_owned(),
-            signatures: self.signatures.iter().map(signature).collect(),
-        };
-        // Strings and a list of pairs of strings: writing them cannot fail.
-        serde_json::to_string(&outer).unwrap_or_default()
+        let payload_type = PAYLOAD_TYPE.to_owned();
+        let signatures = self.signatures.iter().map(signature).collect();
+        Outer { payload: encode(&self.statement), payload_type, signatures }.serialize(serializer)
     }
 }
 

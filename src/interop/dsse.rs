@@ -1,36 +1,11 @@
 //! DSSE v1 JSON envelopes (secure-systems-lab/dsse, `envelope.md`), as in-toto attestations use them.
 
-use serde::Serialize;
+use super::{ExportError, ed25519, json};
+use crate::format::{Container, Envelope, SignatureRecord};
 
-use super::{ExportError, base64, ed25519, json};
-use crate::digest::Sha256;
-use crate::format::container::PAYLOAD_TYPE;
-use crate::format::{Container, SignatureRecord};
-
-/// An envelope: the manifest and signatures over it.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Envelope {
-    payload: String,
-    payload_type: &'static str,
-    signatures: Vec<Signature>,
-}
-
-#[derive(Debug, Clone, Serialize)]
-struct Signature {
-    keyid: Sha256,
-    sig: String,
-}
-
-impl Envelope {
-    pub(super) fn new(container: &Container<'_>, records: &[&SignatureRecord]) -> Self {
-        let signature = |record: &&SignatureRecord| Signature { keyid: record.key_id, sig: base64(&record.signature) };
-        Self {
-            payload: base64(container.manifest()),
-            payload_type: PAYLOAD_TYPE,
-            signatures: records.iter().map(signature).collect(),
-        }
-    }
+/// The manifest with some of its signatures.
+pub(super) fn of(container: &Container<'_>, records: &[&SignatureRecord]) -> Envelope {
+    Envelope::new(container.manifest().to_vec(), records.iter().copied().cloned().collect())
 }
 
 /// The manifest with all Ed25519 signatures of the patch, on one line of JSON.
@@ -38,7 +13,7 @@ impl Envelope {
 /// # Errors
 /// No such signature.
 pub fn envelope(container: &Container<'_>) -> Result<String, ExportError> {
-    json(&Envelope::new(container, &ed25519(container)?))
+    json(&of(container, &ed25519(container)?))
 }
 
 #[cfg(test)]

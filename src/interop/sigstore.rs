@@ -2,10 +2,9 @@
 
 use serde::Serialize;
 
-use super::dsse::Envelope;
-use super::{ExportError, ed25519, json};
+use super::{ExportError, dsse, ed25519, json};
 use crate::digest::Sha256;
-use crate::format::{Container, SignatureRecord};
+use crate::format::{Container, Envelope, SignatureRecord};
 
 const MEDIA_TYPE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 
@@ -65,7 +64,7 @@ fn bundle(container: &Container<'_>, record: &SignatureRecord) -> Result<SignerB
             public_key: PublicKeyIdentifier { hint: key_id },
             tlog_entries: [],
         },
-        dsse_envelope: Envelope::new(container, &[record]),
+        dsse_envelope: dsse::of(container, &[record]),
     })?;
     Ok(SignerBundle { key_id, text })
 }
