@@ -46,8 +46,8 @@ class Key:
 
 
 ALICE, ALICE_2, BOB, STRANGER = Key(0xA1), Key(0xA2), Key(0xB0), Key(0x55)
-TORSION = next(p for p in (multiply(L, q) for y in range(2, 99) if (q := decode_point(y.to_bytes(32, "little"))))
-               if multiply(4, p) != (0, 1))  # a point of order 8
+POINTS = [point for y in range(2, 99) if (point := decode_point(y.to_bytes(32, "little")))]
+TORSION = next(point for point in (multiply(L, q) for q in POINTS) if multiply(4, point) != (0, 1))  # of order 8
 MIXED = encode_point(add(decode_point(ALICE.public) or BASE, TORSION))
 
 
@@ -425,13 +425,13 @@ def sections() -> None:
         "other-name": patch(statement=lambda d: put(t + "0.name", "a.other")(d) or put("p.result.tensors.0.name", "a.other")(d)), "other-dtype": patch(statement=put(t + "0.dtype", "F16")),
         "other-shape": patch(statement=put(t + "0.shape", [2, 8])), "one-dimension-more": patch(statement=put(t + "0.shape", [1, 4, 4])),
         "one-less": patch(statement=lambda d: put("p.base.tensors", lambda v: v[:1])(d) or put("p.result.tensors", lambda v: v[:1])(d))})
-    value = lambda at, bits: patch(content={"deltas": overwrite(at, bits)})  # noqa: E731
+    value = lambda at, bits: patch(content={"deltas": overwrite(at, bits)}, codec={"deltas": "raw"})  # noqa: E731
     each("deltas", "payload", "6.2", {
         "empty": patch(content={"deltas": lambda c: b""}), "value-less": patch(content={"deltas": lambda c: c[:-2]}), "value-more": patch(content={"deltas": lambda c: c + bytes(2)}),
         "infinity": value(0, b"\x80\x7f"), "minus-infinity": value(0, b"\x80\xff"), "nan": value(0, b"\xc0\x7f"), "nan-signalling": value(0, b"\x81\xff"), "negative-zero": value(0, b"\0\x80"), "negative-zero-f32": value(-4, b"\0\0\0\x80"),
         "infinity-f32": value(-4, b"\0\0\x80\x7f")})
     low = 3 * 4 * 2 + 3 * 4  # bytes of values; then 15 x 4 counts, low halves first
-    res = lambda change: patch(content={"residual": change})  # noqa: E731
+    res = lambda change: patch(content={"residual": change}, codec={"residual": "raw"})  # noqa: E731
 
     def move(c: bytes) -> bytes:
         """Says that the first row's first value lies in another lane: the sum is right, the lane is not."""
