@@ -187,8 +187,13 @@ def swap(old: bytes, new: bytes) -> Hook:
     return hook
 
 
+def small(**change: Any) -> bytes:
+    """A patch of one tensor without residual, to keep files short where neither matters."""
+    return patch([A], without="residual", **change)
+
+
 def creation(text: str | bytes) -> bytes:
-    return patch(text=swap(b'{"method":"vectors"}', text if isinstance(text, bytes) else text.encode()))
+    return small(text=swap(b'{"method":"vectors"}', text if isinstance(text, bytes) else text.encode()))
 
 
 def overwrite(offset: int, data: bytes) -> Hook:
@@ -215,17 +220,17 @@ def each(prefix: str, failure: str, section: str, cases: dict[str, bytes], **mor
 
 
 def containers() -> None:
-    good = patch()
+    good = small()
     m, s, p = struct.unpack_from("<QQQ", good, 16)
-    u64 = lambda offset, value: patch(file=overwrite(offset, struct.pack("<Q", value)))  # noqa: E731
+    u64 = lambda offset, value: small(file=overwrite(offset, struct.pack("<Q", value)))  # noqa: E731
     each("file", "container", "2", {
         "empty": b"", "magic-only": MAGIC, "header-cut-short": good[:63], "cut-short": good[:-1], "one-byte-more": good + b"\0",
-        "magic-in-text-mode": patch(file=swap(b"\r\n", b"\n")), "payload-missing": good[:-p]})
+        "magic-in-text-mode": small(file=swap(b"\r\n", b"\n")), "payload-missing": good[:-p]})
     each("header", "container", "2", {
-        "major-0": patch(header={"major": 0}), "major-2": patch(header={"major": 2}), "min-reader-1": patch(header={"min_reader": 1}),
-        "flags-nonzero": patch(header={"flags": 1}), "flags-high-bit": patch(header={"flags": 1 << 15}),
-        "reserved-first": patch(file=overwrite(40, b"\1")), "reserved-last": patch(file=overwrite(63, b"\1")),
-        "signatures-one-longer-payload-one-shorter": patch(header={"s": s + 1, "p": p - 1})})
+        "major-0": small(header={"major": 0}), "major-2": small(header={"major": 2}), "min-reader-1": small(header={"min_reader": 1}),
+        "flags-nonzero": small(header={"flags": 1}), "flags-high-bit": small(header={"flags": 1 << 15}),
+        "reserved-first": small(file=overwrite(40, b"\1")), "reserved-last": small(file=overwrite(63, b"\1")),
+        "signatures-one-longer-payload-one-shorter": small(header={"s": s + 1, "p": p - 1})})
     each("header", "container", "10", {
         "manifest-over-cap": u64(16, 33554433), "signatures-over-cap": u64(24, 64 * 50040 + 1), "payload-over-cap": u64(32, 2**31 + 1),
         "payload-all-ones": u64(32, 2**64 - 1)})
@@ -237,6 +242,8 @@ def containers() -> None:
         "manifest-first": 64, "manifest-middle": 64 + m // 2, "manifest-last": 63 + m, "record-algorithm": 64 + m, "record-key-id": 64 + m + 8,
         "signature-r": 64 + m + 40, "signature-s": 64 + m + 72}.items()})
     add_vector("flip-writer-minor", "manifest", "9", flip(12)(good))
+    good = patch()
+    m, s, p = struct.unpack_from("<QQQ", good, 16)
     at = 64 + m + s
     for line in json.loads(good[64 : 64 + m])["predicate"]["sections"]:
         n = line["stored"]["length"]
@@ -250,36 +257,35 @@ def signatures() -> None:
     raw = lambda change: (lambda m: change(ALICE.record(m).encode()))  # noqa: E731
     ordered = lambda m: sorted((ALICE.record(m), STRANGER.record(m)), key=lambda r: r.key_id)  # noqa: E731
     each("records", "container", "3", {
-        "descending": patch(records=lambda m: b"".join(r.encode() for r in ordered(m)[::-1])), "twice": patch(records=by(ALICE, ALICE)),
-        "one-key-two-algorithms": patch(records=lambda m: [ALICE.record(m), Record(7, key_id(ALICE.public), b"")]),
-        "reserved-first": patch(records=raw(overwrite(2, b"\1"))), "reserved-second": patch(records=raw(overwrite(3, b"\1"))),
-        "ed25519-63-bytes": patch(records=raw(lambda r: overwrite(4, b"\x3f")(r)[:-1])),
-        "ed25519-65-bytes": patch(records=raw(lambda r: overwrite(4, b"\x41")(r) + b"\0")), "left-over": patch(records=raw(lambda r: r + b"\0" * 39)),
-        "cut-short": patch(records=raw(lambda r: r[:-1])), "length-all-ones": patch(records=raw(overwrite(4, b"\xff" * 4)))})
-    each("records", "container", "10", {"65": patch(records=lambda m: unknown(64) + [ALICE.record(m)]),
-                                        "signature-50001-bytes": patch(records=lambda m: [ALICE.record(m)] + unknown(1, 50001))})
+        "descending": small(records=lambda m: b"".join(r.encode() for r in ordered(m)[::-1])), "twice": small(records=by(ALICE, ALICE)),
+        "one-key-two-algorithms": small(records=lambda m: [ALICE.record(m), Record(7, key_id(ALICE.public), b"")]),
+        "reserved-first": small(records=raw(overwrite(2, b"\1"))), "reserved-second": small(records=raw(overwrite(3, b"\1"))),
+        "ed25519-63-bytes": small(records=raw(lambda r: overwrite(4, b"\x3f")(r)[:-1])),
+        "ed25519-65-bytes": small(records=raw(lambda r: overwrite(4, b"\x41")(r) + b"\0")), "left-over": small(records=raw(lambda r: r + b"\0" * 39)),
+        "cut-short": small(records=raw(lambda r: r[:-1])), "length-all-ones": small(records=raw(overwrite(4, b"\xff" * 4)))})
+    each("records", "container", "10", {"65": small(records=lambda m: unknown(64) + [ALICE.record(m)])})
     each("records", "ok", "3", {
-        "64": patch(records=lambda m: unknown(63) + [ALICE.record(m)]), "unknown-algorithm-beside": patch(records=lambda m: unknown(1, 5) + [ALICE.record(m)]),
-        "unknown-key-beside": patch(records=by(ALICE, STRANGER)),
-        "wrong-signature-of-unknown-key-beside": patch(records=lambda m: [ALICE.record(m), STRANGER.record(b"")])})
+        "64": small(records=lambda m: unknown(63) + [ALICE.record(m)]), "unknown-algorithm-beside": small(records=lambda m: unknown(1, 5) + [ALICE.record(m)]),
+        "unknown-key-beside": small(records=by(ALICE, STRANGER)),
+        "wrong-signature-of-unknown-key-beside": small(records=lambda m: [ALICE.record(m), STRANGER.record(b"")])}, revert="none")
     each("signature", "signature", "3", {
-        "none": patch(records=lambda m: []), "unknown-key-only": patch(records=by(STRANGER)),
-        "unknown-algorithm-of-trusted-key": patch(records=lambda m: [Record(7, key_id(ALICE.public), ALICE.record(m).signature)]),
-        "key-id-of-another": patch(records=lambda m: [Record(1, key_id(ALICE.public), BOB.record(m).signature)]),
-        "of-bare-manifest": patch(records=lambda m: [ALICE.record(m, bytes)]), "of-other-payload-type": patch(records=lambda m: [
+        "none": small(records=lambda m: []), "unknown-key-only": small(records=by(STRANGER)),
+        "unknown-algorithm-of-trusted-key": small(records=lambda m: [Record(7, key_id(ALICE.public), ALICE.record(m).signature)]),
+        "key-id-of-another": small(records=lambda m: [Record(1, key_id(ALICE.public), BOB.record(m).signature)]),
+        "of-bare-manifest": small(records=lambda m: [ALICE.record(m, bytes)]), "of-other-payload-type": small(records=lambda m: [
             ALICE.record(m, lambda b: signed_message(b).replace(b"28 application/vnd.in-toto+json", b"16 application/json"))]),
-        "of-digest": patch(records=lambda m: [ALICE.record(m, lambda b: hashlib.sha256(b).digest())]),
-        "s-not-reduced": patch(records=raw(lambda r: r[:72] + (int.from_bytes(r[72:], "little") + L).to_bytes(32, "little"))),
-        "r-small-order": patch(records=lambda m: [ALICE.forge(m, (0, 1), 0)]), "r-order-8": patch(records=lambda m: [ALICE.forge(m, TORSION, 0)]),
-        "r-not-canonical": patch(records=lambda m: [Record(1, key_id(ALICE.public), (P + 1).to_bytes(32, "little") + (
+        "of-digest": small(records=lambda m: [ALICE.record(m, lambda b: hashlib.sha256(b).digest())]),
+        "s-not-reduced": small(records=raw(lambda r: r[:72] + (int.from_bytes(r[72:], "little") + L).to_bytes(32, "little"))),
+        "r-small-order": small(records=lambda m: [ALICE.forge(m, (0, 1), 0)]), "r-order-8": small(records=lambda m: [ALICE.forge(m, TORSION, 0)]),
+        "r-not-canonical": small(records=lambda m: [Record(1, key_id(ALICE.public), (P + 1).to_bytes(32, "little") + (
             challenge((P + 1).to_bytes(32, "little"), ALICE.public, signed_message(m)) * ALICE.scalar % L).to_bytes(32, "little"))]),
-        "cofactored-only": patch(records=lambda m: [ALICE.forge(m, TORSION, 5)]), "all-zero": patch(records=raw(lambda r: r[:40] + bytes(64)))})
+        "cofactored-only": small(records=lambda m: [ALICE.forge(m, TORSION, 5)]), "all-zero": small(records=raw(lambda r: r[:40] + bytes(64)))})
     each("signature", "signature", "3", {
-        "wrong-beside-enough-others": patch(records=lambda m: [ALICE.record(m), Record(1, key_id(BOB.public), bytes(64))])}, trust="one-of-two.toml")
-    each("threshold", "signature", "3", {"one-of-two": patch(), "one-person-two-keys": patch(records=by(ALICE, ALICE_2))}, trust="two.toml")
-    each("threshold", "ok", "3", {"two-people": patch(records=by(ALICE, BOB)), "two-people-three-keys": patch(records=by(ALICE, ALICE_2, BOB))}, trust="two.toml")
+        "wrong-beside-enough-others": small(records=lambda m: [ALICE.record(m), Record(1, key_id(BOB.public), bytes(64))])}, trust="one-of-two.toml")
+    each("threshold", "signature", "3", {"one-of-two": small(), "one-person-two-keys": small(records=by(ALICE, ALICE_2))}, trust="two.toml")
+    each("threshold", "ok", "3", {"two-people": small(records=by(ALICE, BOB)), "two-people-three-keys": small(records=by(ALICE, ALICE_2, BOB))}, trust="two.toml", revert="none")
     mixed = lambda m: next(r for n in range(1, 99) if challenge((r := ALICE.forge(m, (0, 1), n, MIXED)).signature[:32], MIXED, signed_message(m)) % 8 == 0)  # noqa: E731
-    add_vector("signature-mixed-order-key", "ok", "3", patch(records=lambda m: [mixed(m)]), trust="mixed-order.toml")
+    add_vector("signature-mixed-order-key", "ok", "3", small(records=lambda m: [mixed(m)]), trust="mixed-order.toml", revert="none")
 
 
 def json_rules() -> None:
@@ -287,7 +293,7 @@ def json_rules() -> None:
         "key-twice": '{"a":1,"a":1}', "key-twice-after-unescaping": '{"a":1,"\\u0061":1}', "fraction": '{"a":1.5}', "fraction-zero": '{"a":1.0}',
         "exponent": '{"a":1e3}', "exponent-upper-case": '{"a":1E3}', "minus-zero": '{"a":-0}', "integer-2-53": '{"a":9007199254740992}',
         "integer-minus-2-53": '{"a":-9007199254740992}', "integer-huge": '{"a":1' + "0" * 30 + "}", "nan": '{"a":NaN}', "infinity": '{"a":-Infinity}',
-        "depth-17": '{"a":' + "[" * 14 + "]" * 14 + "}", "array-65537": '{"a":[' + "0," * 65536 + "0]}", "high-surrogate": '{"a":"\\ud800"}',
+        "depth-17": '{"a":' + "[" * 14 + "]" * 14 + "}", "high-surrogate": '{"a":"\\ud800"}',
         "low-surrogate": '{"a":"\\udc00"}', "surrogates-reversed": '{"a":"\\udc00\\ud800"}', "surrogate-in-key": '{"\\ud800":1}',
         "high-surrogate-and-letter": '{"a":"\\ud800\\u0061"}', "tab-unescaped": '{"a":"\t"}', "newline-unescaped": '{"a":"\n"}', "nul-unescaped": '{"a":"\0"}',
         "control-in-key": '{"\x1f":1}', "leading-zero": '{"a":01}', "plus": '{"a":+1}', "comma-after-last-member": '{"a":1,}', "comma-after-last-element": '{"a":[1,]}',
@@ -296,14 +302,14 @@ def json_rules() -> None:
         "no-break-space": '{"a":\u00a01}', "no-colon": '{"a"1}', "no-comma": '{"a":1"b":2}', "lone-minus": '{"a":-}', "empty-value": '{"a":}'}.items()})
     each("json", "manifest", "4.1", {name: creation(b'{"a":"' + text + b'"}') for name, text in {
         "not-utf-8": b"\xff", "overlong-utf-8": b"\xc0\x80", "surrogate-in-utf-8": b"\xed\xa0\x80", "beyond-unicode": b"\xf4\x90\x80\x80", "cut-utf-8": b"\xc3"}.items()})
-    each("json", "manifest", "4.1", {name: patch(text=change) for name, change in {
+    each("json", "manifest", "4.1", {name: small(text=change) for name, change in {
         "empty": lambda b: b"", "space-before": lambda b: b" " + b, "newline-after": lambda b: b + b"\n", "byte-order-mark": lambda b: b"\xef\xbb\xbf" + b,
         "array": lambda b: b"[" + b + b"]", "two-values": lambda b: b + b"{}", "brace-missing": lambda b: b[:-1], "brace-too-many": lambda b: b + b"}",
         "key-twice-at-the-top": lambda b: b[:-1] + b',"_type":"https://in-toto.io/Statement/v1"}', "utf-16": lambda b: b.decode().encode("utf-16-le")}.items()})
     each("json", "ok", "4.1", {name: creation(text) for name, text in {
         "surrogate-pair": '{"a":"\\ud83d\\uDE00"}', "integers-at-the-edge": '{"a":9007199254740991,"b":-9007199254740991,"c":0}', "depth-16": '{"a":' + "[" * 13 + "]" * 13 + "}",
         "escapes": '{"\\u0061\\/\\b":"\\u0000\\n\\t\\"\\\\\\f\\r"}', "not-normalised-keys": '{"\u00e9":1,"e\u0301":1}', "delete-unescaped": '{"a":"\x7f\u0085\u2028\ufffe"}',
-        "words": '{"a":[true,false,null,{},[],""]}', "array-65536": '{"a":[' + "0," * 65535 + "0]}"}.items()})
+        "words": '{"a":[true,false,null,{},[],""]}'}.items()}, revert="none")
     spread = lambda b: json.dumps(json.loads(b), indent="\r\n\t", sort_keys=True).encode()  # noqa: E731
     escaped = lambda b: b.replace(b"predicateType", b"\\u0070redicateType").replace(b"rows", b"\\u0072ows")  # noqa: E731
     add_vector("json-other-order-and-white-space", "ok", "4.1", patch(text=spread))
@@ -323,7 +329,7 @@ def manifests() -> None:
     said = lambda path: path.removeprefix("p.").replace(".0", "").replace(".", "-").replace("_", "-").strip("-")  # noqa: E731
     for path in MEMBERS:
         each(f"manifest-{said(path)}", "manifest", "4.2" if "tensors" not in path else "8", {
-            "missing": patch(statement=put(path, GONE)), "wrong-type": patch(statement=put(path, other))})
+            "missing": small(statement=put(path, GONE)), "wrong-type": small(statement=put(path, other))})
     hexes = lambda n: [hashlib.sha256(bytes([i])).hexdigest() for i in range(n)]  # noqa: E731
     upper, t0 = str.upper, "p.base.tensors.0."
     cases: dict[str, tuple[str, Any]] = {
@@ -349,14 +355,16 @@ def manifests() -> None:
         "result-tensors-other-name": ("p.result.tensors.0.name", "a.weigh"), "base-tensor-blake3-upper-case": (t0 + "blake3", upper),
         "subject-empty": ("subject", []), "subject-one-less": ("subject", lambda v: v[:-1]), "subject-one-more": ("subject", lambda v: v + v[:1]), "subject-other-order": ("subject", lambda v: v[::-1]),
         "subject-other-name": ("subject.0.name", "row"), "subject-other-blake3": ("subject.0.digest.blake3", hexes(1)[0]), "subject-other-sha256": ("subject.2.digest.sha256", hexes(1)[0])}
-    each("manifest", "manifest", "4.2", {name: patch(statement=put(*change)) for name, change in cases.items()})
+    two = ("result-tensors", "subject-other-sha256")
+    each("manifest", "manifest", "4.2", {
+        name: (patch if name.startswith(two) else small)(statement=put(*change)) for name, change in cases.items()})
     s = {name: patch(table=put(*change)) for name, change in {
         "name-empty": ("0.name", ""), "name-control": ("0.name", "\r"), "name-twice": ("1.name", "rows"), "kind-twice": ("2.kind", "rows"), "rows-not-critical": ("0.critical", False),
         "deltas-not-critical": ("1.critical", False), "residual-critical": ("2.critical", True), "codec-empty": ("0.codec", ""), "stored-negative": ("0.stored.length", -1),
         "stored-over-1-gib": ("0.stored.length", 2**30 + 1), "content-over-1-gib": ("1.content.length", 2**30 + 1), "rows-over-160-mib": ("0.content.length", 167772161),
         "stored-sum-less": ("0.stored.length", lambda n: n - 1), "stored-sum-more": ("2.stored.length", lambda n: n + 1)}.items()}
     s |= {"rows-missing": patch(without="rows"), "deltas-missing": patch(without="deltas"), "payload-left-over": patch(payload=lambda b: b + b"\0"),
-          "raw-lengths-differ": patch(codec={"deltas": "raw"}, table=put("1.content.length", lambda n: n + 1)), "65": patch(extra=[extra(name=f"x{i}") for i in range(62)]),
+          "raw-lengths-differ": patch(codec={"deltas": "raw"}, table=put("1.content.length", lambda n: n + 1)), "65": small(extra=[extra(name=f"x{i}") for i in range(63)]),
           "raw-digests-differ": patch(codec={"deltas": "raw"}, table=put("1.content.blake3", hexes(1)[0]))}
     each("sections", "manifest", "4.2", s)
     each("manifest", "ok", "11", {
@@ -377,8 +385,8 @@ def manifests() -> None:
 
 
 def frames() -> None:
-    by = lambda **f: patch(stored={"rows": lambda c: frame(c, **f)})  # noqa: E731
-    of = lambda change: patch(stored={"rows": change})  # noqa: E731
+    by = lambda **f: small(stored={"rows": lambda c: frame(c, **f)})  # noqa: E731
+    of = lambda change: small(stored={"rows": change})  # noqa: E731
     skippable = bytes.fromhex("502a4d18") + b"\1\0\0\0x"
     each("frame", "payload", "5", {
         "skippable-before": of(lambda c: skippable + frame(c)), "skippable-after": of(lambda c: frame(c) + skippable), "skippable-only": of(lambda c: skippable),
@@ -392,7 +400,7 @@ def frames() -> None:
     each("frame", "ok", "5", {
         "checksum": of(level(3, write_checksum=True)), "level-1": of(level(1)), "level-19": of(level(19)), "window-8-mib": by(single=False, window=13 << 3), "size-4-bytes": by(width=2),
         "size-in-window-form": by(single=False, window=0), "blocks": of(lambda c: frame(c, blocks=block(c[:9], 0) + block(b"", 0) + block(c[9:]))),
-        "run-length-block": of(lambda c: frame(c, blocks=block(c[:10], 0) + block(c[10:11], 0, 1, 1) + block(c[11:])))})
+        "run-length-block": of(lambda c: frame(c, blocks=block(c[:10], 0) + block(c[10:11], 0, 1, 1) + block(c[11:])))}, revert="none")
     each("codec", "ok", "5", {
         "raw": patch(codec=dict.fromkeys(("rows", "deltas", "residual"), "raw")), "zstd": patch(codec=dict.fromkeys(("rows", "deltas", "residual"), "zstd")),
         "float4": patch([B], codec={"deltas": "float4+zstd", "residual": "planes4+zstd"}), "planes2": patch(codec={"deltas": "planes2+zstd"}), "float2-residual": patch(codec={"residual": "float2+zstd"})})
@@ -405,7 +413,6 @@ def frames() -> None:
 def sections() -> None:
     good = struct.pack("<Q", 2) + A.encode() + B.encode()
     at_a, at_b = 8, 8 + len(A.encode())
-    rows = lambda change, **more: patch(content={"rows": change}, **more)  # noqa: E731
     dims, codes = at_a + 17, at_a + 41  # after the name and type; after the shape
     change = {
         "empty": lambda c: b"", "no-edits": lambda c: bytes(8), "count-all-ones": overwrite(0, b"\xff" * 8), "count-32769": overwrite(0, struct.pack("<Q", 32769)), "byte-after": lambda c: c + b"\0", "cut-short": lambda c: c[:-1],
@@ -419,7 +426,7 @@ def sections() -> None:
         "cluster-first-not-zero": overwrite(79, struct.pack("<III", 1, 0, 1)), "cluster-skipped": overwrite(83, struct.pack("<I", 2)), "cluster-all-ones": overwrite(87, b"\xff" * 4),
         "edits-descending": lambda c: c[:8] + c[at_b:] + c[at_a:at_b], "edit-twice": lambda c: c[:8] + c[at_a:at_b] * 2, "edit-left-out": lambda c: b"\1" + c[1:at_b]}
     assert len(good) == at_b + len(B.encode()) and dims == 25 and codes == 49
-    each("rows", "payload", "6.1", {name: rows(hook) for name, hook in change.items()})
+    each("rows", "payload", "6.1", {name: (patch if name.startswith("edit") else small)(content={"rows": hook}) for name, hook in change.items()})
     t = "p.base.tensors."
     each("base-tensors", "payload", "8", {
         "other-name": patch(statement=lambda d: put(t + "0.name", "a.other")(d) or put("p.result.tensors.0.name", "a.other")(d)), "other-dtype": patch(statement=put(t + "0.dtype", "F16")),
