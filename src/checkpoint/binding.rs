@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::{Cells, Checkpoint, CheckpointError, Progress, StoredType, TensorInfo};
 use crate::digest::Blake3;
-use crate::format::binding::{LengthError, RowsHasher, TensorHasher, architecture_config};
+use crate::format::binding::{LengthError, RowsHasher, TensorHasher, architecture_value};
 use crate::format::manifest::{BaseTensor, ResultTensor};
 use crate::format::{Edit, Edits, Level, Manifest};
 use crate::tensor::{Dtype, Shape, TensorName};
@@ -218,11 +218,10 @@ pub fn check_rows(checkpoint: &Checkpoint, manifest: &Manifest, edits: &Edits, s
 
 /// Keys of config.json that fix the forward pass and differ from the base's: (key, base's value, found).
 pub fn config_differences(checkpoint: &Checkpoint, manifest: &Manifest) -> Vec<(String, String, String)> {
-    let found = architecture_config(&serde_json::Value::Object(checkpoint.config().clone()));
+    let config = serde_json::Value::Object(checkpoint.config().clone());
     let compared = manifest.base.architecture.config.iter();
-    let null = "null".to_owned();
     compared
-        .map(|(key, expected)| (key.clone(), expected.clone(), found.get(key).unwrap_or(&null).clone()))
+        .map(|(key, expected)| (key.clone(), expected.clone(), architecture_value(&config, key)))
         .filter(|(_, expected, found)| expected != found)
         .collect()
 }

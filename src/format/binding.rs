@@ -125,9 +125,13 @@ impl RowsHasher {
 ///
 /// Keys lie at the top level or, in multimodal checkpoints, under `text_config`; an absent key reads as `null`.
 pub fn architecture_config(config: &Value) -> BTreeMap<String, String> {
+    ARCHITECTURE_KEYS.iter().map(|key| ((*key).to_owned(), architecture_value(config, key))).collect()
+}
+
+/// The text of one key of a configuration, whether or not this version lists it.
+pub fn architecture_value(config: &Value, key: &str) -> String {
     let inner = config.get("text_config").filter(|inner| inner.is_object()).unwrap_or(config);
-    let value = |key: &str| inner.get(key).or_else(|| config.get(key)).unwrap_or(&Value::Null);
-    ARCHITECTURE_KEYS.iter().map(|key| ((*key).to_owned(), config_text(value(key)))).collect()
+    config_text(inner.get(key).or_else(|| config.get(key)).unwrap_or(&Value::Null))
 }
 
 /// The one text of a configuration value: JSON with sorted keys and no spaces, integral numbers under 2^53 as
