@@ -8,10 +8,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use nestpatch::checkpoint::{BoundBase, Checkpoint, Side, config_differences};
+use nestpatch::patch::PatchError;
 use nestpatch::patch::apply::{Target, apply};
 use nestpatch::patch::revert::{newest, revert};
 use nestpatch::patch::verify::{VerifiedPatch, verify};
-use nestpatch::patch::PatchError;
 use nestpatch::trust::{Policy, PublicKey, TrustError};
 use serde::Deserialize;
 
@@ -58,7 +58,9 @@ fn index() -> Index {
 fn class_of(error: &PatchError) -> &'static str {
     match error {
         PatchError::Container(_) => "container",
-        PatchError::Trust(TrustError::Manifest(_) | TrustError::Contradiction(_)) | PatchError::Manifest(_) => "manifest",
+        PatchError::Trust(TrustError::Manifest(_) | TrustError::Contradiction(_)) | PatchError::Manifest(_) => {
+            "manifest"
+        }
         PatchError::Trust(_) => "signature",
         PatchError::Payload(_) => "payload",
         PatchError::Residual { .. } => "revert",
@@ -127,7 +129,13 @@ fn every_vector_has_the_outcome_that_the_reference_implementation_gives_it() {
         .map(|vector| (vector, outcome(vector)))
         .filter(|(vector, found)| found != expected(vector))
         .map(|(vector, found)| {
-            format!("{} (section {}: {}): expected {}, found {found}", vector.file, vector.section, vector.rule, expected(vector))
+            format!(
+                "{} (section {}: {}): expected {}, found {found}",
+                vector.file,
+                vector.section,
+                vector.rule,
+                expected(vector)
+            )
         })
         .collect();
     assert!(disagreements.is_empty(), "{}", disagreements.join("\n"));

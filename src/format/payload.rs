@@ -85,7 +85,12 @@ impl Payload {
         let deltas = content(&Kind::Deltas)?.ok_or(PayloadError::Missing { kind: "deltas" })?;
         let edits = section::read_edits(&rows, &deltas)?;
         check_base(&manifest.base.tensors, &edits)?;
-        let residual = content(&Kind::Residual)?
+        // Ancillary: in a codec of a later version it is ignored, but for its stored digest.
+        let readable = manifest.section(&Kind::Residual).is_some_and(|entry| entry.codec.is_known());
+        let residual = readable
+            .then(|| content(&Kind::Residual))
+            .transpose()?
+            .flatten()
             .map(|bytes| Residual::from_bytes(&edits, &bytes).map_err(SectionError::from))
             .transpose()?;
         Ok(Self { edits, residual })
