@@ -71,6 +71,11 @@ impl Manifest {
         if names.is_empty() || !names.is_sorted_by(|before, name| before < name) {
             return Err(broken("base.tensors", "at least one, by strictly ascending name", "another order or none"));
         }
+        for BaseTensor { shape, .. } in &self.base.tensors {
+            if shape.dims().len() < 2 || shape.dims().contains(&0) {
+                return Err(broken("base.tensors shape", "two dimensions or more, none zero", &shape.to_string()));
+            }
+        }
         match names.iter().eq(self.result.tensors.iter().map(|tensor| &tensor.name)) {
             true => Ok(()),
             false => Err(broken("result.tensors", "the tensors of base.tensors, in order", "another list")),
