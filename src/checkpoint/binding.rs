@@ -169,7 +169,7 @@ impl<'c> BoundBase<'c> {
         let mut mismatches = Vec::new();
         for ((tensor, edit), expected) in tensors.iter().zip(edits).zip(expectations(manifest, side)) {
             let found = checkpoint.digest(tensor, edit.dtype(), progress)?;
-            if found != expected.whole {
+            if found != expected.whole || checkpoint.rows_digest(tensor, edit)?.0 != expected.rows {
                 let kind = checkpoint.explain(tensor, edit, &expected, found)?;
                 mismatches.push(Mismatch { tensor: tensor.name.clone(), kind });
             }

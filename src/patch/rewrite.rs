@@ -5,7 +5,9 @@ use std::path::Path;
 
 use super::record::TensorDigest;
 use super::{Contents, PatchError};
-use crate::checkpoint::{BoundBase, Cells, Changer, Checkpoint, Intent, Progress, Side, Staged, TensorInfo};
+use crate::checkpoint::{
+    BoundBase, Cells, Changer, Checkpoint, Intent, Progress, Side, Staged, TensorInfo, check_rows,
+};
 use crate::fold::{FoldError, fold_row, unfold_row};
 use crate::format::Edit;
 use crate::format::residual::{Residual, ResidualRow};
@@ -125,6 +127,7 @@ impl<'a> Rewrite<'a> {
                 return Err(PatchError::Outcome { tensor, side, expected, found });
             }
         }
+        check_rows(written, &self.contents.manifest, &self.contents.edits, self.target())?;
         Ok(())
     }
 }
