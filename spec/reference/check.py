@@ -80,13 +80,17 @@ def check_patch(patch: Path, policy: Policy, base: Path, patched: Path) -> None:
     print(f"{patch}: {len(payload.edits)} tensors, {sum(len(e.rows) for e in payload.edits)} rows agree, patched and reverted")
 
 
+def read_pem(path: Path) -> bytes:
+    return import_key("".join(line for line in path.read_text("ascii").splitlines() if not line.startswith("-----")))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("--patch", "--base", "--patched", "--trust"):
-        parser.add_argument(name, type=Path)
+    for name in ("--patch", "--base", "--patched", "--key"):
+        parser.add_argument(name, type=Path, help="all four: check a patch of another writer; the key is a PEM file")
     arguments = parser.parse_args()
     if arguments.patch:
-        check_patch(arguments.patch, Policy.load(arguments.trust), arguments.base, arguments.patched)
+        check_patch(arguments.patch, Policy(1, {"writer": [read_pem(arguments.key)]}), arguments.base, arguments.patched)
         return 0
     read_patch((FOLDER.parent / "format" / "tiny.nestpatch").read_bytes(), Policy(1, {"test": [Key(1).public]}))
     return 1 if check_vectors() else 0

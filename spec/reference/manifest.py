@@ -13,7 +13,7 @@ from container import Container, Refused
 MAX_JSON_DEPTH, MAX_JSON_MEMBERS, MAX_JSON_INTEGER = 16, 65536, 2**53
 MAX_CREATION_BYTES, MAX_LABEL_BYTES, MAX_SUPERSEDES, MAX_REQUIRES = 4 << 20, 200, 64, 64
 MAX_CONFIG_KEYS, MAX_CONFIG_VALUE_BYTES = 256, 16384
-MAX_SECTIONS, MAX_SECTION_BYTES, MAX_ROWS_SECTION_BYTES = 64, 1 << 30, 160 << 20
+MAX_SECTIONS, MAX_SECTION_BYTES = 64, 1 << 30
 MAX_EDITS, MAX_NAME_BYTES = 32768, 512
 KNOWN_KINDS = {"rows": True, "deltas": True, "residual": False}  # kind: critical
 ROOT_CONTEXT = "nestpatch v1 2026-11-24 content root"
@@ -259,5 +259,3 @@ def check_sections(sections: list[dict[str, Any]]) -> None:
         same = stored["length"] == content["length"] and stored["blake3"] == content["blake3"]
         if line["codec"] == "raw" and not same:
             raise refuse(line["name"], "raw, but stored and content differ")
-        if line["kind"] == "rows" and content["length"] > MAX_ROWS_SECTION_BYTES:
-            raise refuse(line["name"], "rows section too long")

@@ -16,9 +16,9 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from container import Container, Refused
-from manifest import KNOWN_KINDS, MAX_EDITS, MAX_SECTION_BYTES, is_shape, is_tensor_name
+from manifest import KNOWN_KINDS, MAX_EDITS, is_shape, is_tensor_name
 
-MAX_WINDOW, MAX_ROWS, MAX_COLS, MAX_TENSOR_ROWS, LANES = 8 << 20, 1 << 24, 1 << 20, 1 << 32, 15
+MAX_ROWS_SECTION_BYTES, MAX_WINDOW, MAX_ROWS, MAX_COLS, MAX_TENSOR_ROWS, LANES = 160 << 20, 8 << 20, 1 << 24, 1 << 20, 1 << 32, 15
 CODEC = re.compile(r"raw|zstd|(planes|float)([24])\+zstd")
 Words = NDArray[np.unsignedinteger[Any]]
 
@@ -302,7 +302,8 @@ def write_residual(edits: list[Edit], folds: list[tuple[Words, Words, Words]]) -
 
 def fold(edit: Edit, old: Words, deltas: Words) -> Words:
     """Section 7: rows to new rows; one delta per row."""
-    total = edit.dtype.to_f32(old) + edit.delta_dtype.to_f32(deltas)
+    with np.errstate(over="ignore"):
+        total = edit.dtype.to_f32(old) + edit.delta_dtype.to_f32(deltas)
     new = np.where(deltas == 0, old, edit.dtype.round(total)).astype(edit.dtype.words) if edit.dtype.is_finite(old) else old
     if not edit.dtype.is_finite(new):
         raise Refused("base", f"{edit.name}: a touched row has, or would get, a NaN or an infinity")
@@ -359,6 +360,8 @@ def read_payload(container: Container, statement: dict[str, Any]) -> Payload:
     contents = {}
     for line in predicate["sections"]:
         if line["kind"] in KNOWN_KINDS and CODEC.fullmatch(line["codec"]):
+            if line["kind"] == "rows" and line["content"]["length"] > MAX_ROWS_SECTION_BYTES:
+                raise refuse("rows: section too long")
             content = decode(line["codec"], stored[line["name"]], line["content"]["length"])
             if blake3(content).hexdigest() != line["content"]["blake3"] \
                     or hashlib.sha256(content).hexdigest() != line["content"]["sha256"]:

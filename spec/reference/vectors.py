@@ -361,7 +361,7 @@ def manifests() -> None:
     s = {name: patch(table=put(*change)) for name, change in {
         "name-empty": ("0.name", ""), "name-control": ("0.name", "\r"), "name-twice": ("1.name", "rows"), "kind-twice": ("2.kind", "rows"), "rows-not-critical": ("0.critical", False),
         "deltas-not-critical": ("1.critical", False), "residual-critical": ("2.critical", True), "codec-empty": ("0.codec", ""), "stored-negative": ("0.stored.length", -1),
-        "stored-over-1-gib": ("0.stored.length", 2**30 + 1), "content-over-1-gib": ("1.content.length", 2**30 + 1), "rows-over-160-mib": ("0.content.length", 167772161),
+        "stored-over-1-gib": ("0.stored.length", 2**30 + 1), "content-over-1-gib": ("1.content.length", 2**30 + 1),
         "stored-sum-less": ("0.stored.length", lambda n: n - 1), "stored-sum-more": ("2.stored.length", lambda n: n + 1)}.items()}
     s |= {"rows-missing": patch(without="rows"), "deltas-missing": patch(without="deltas"), "payload-left-over": patch(payload=lambda b: b + b"\0"),
           "raw-lengths-differ": patch(codec={"deltas": "raw"}, table=put("1.content.length", lambda n: n + 1)), "65": small(extra=[extra(name=f"x{i}") for i in range(63)]),
@@ -404,6 +404,7 @@ def frames() -> None:
     each("codec", "ok", "5", {
         "raw": patch(codec=dict.fromkeys(("rows", "deltas", "residual"), "raw")), "zstd": patch(codec=dict.fromkeys(("rows", "deltas", "residual"), "zstd")),
         "float4": patch([B], codec={"deltas": "float4+zstd", "residual": "planes4+zstd"}), "planes2": patch(codec={"deltas": "planes2+zstd"}), "float2-residual": patch(codec={"residual": "float2+zstd"})})
+    add_vector("sections-rows-over-160-mib", "payload", "10", patch(table=put("0.content.length", 167772161)))
     add_vector("codec-length-not-a-multiple", "payload", "5", patch(table=put("0.codec", "planes4+zstd")))
     for n, name in enumerate(("rows", "deltas", "residual")):
         each(f"digest-{name}", "payload", "4.2", {kind: patch(table=put(f"{n}.{path}", lambda v: ("0" if v[0] != "0" else "1") + v[1:])) for kind, path in {
