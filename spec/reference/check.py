@@ -77,7 +77,8 @@ def check_patch(patch: Path, policy: Policy, base: Path, patched: Path) -> None:
         compare(patched, ours, payload)
         revert(patched, predicate, payload, back)
         compare(base, back, payload)
-    print(f"{patch}: {len(payload.edits)} tensors, {sum(len(e.rows) for e in payload.edits)} rows agree, patched and reverted")
+    rows = sum(len(edit.rows) for edit in payload.edits)
+    print(f"{patch}: {len(payload.edits)} tensors, {rows} rows agree, patched and reverted")
 
 
 def read_pem(path: Path) -> bytes:
@@ -90,7 +91,8 @@ def main() -> int:
         parser.add_argument(name, type=Path, help="all four: check a patch of another writer; the key is a PEM file")
     arguments = parser.parse_args()
     if arguments.patch:
-        check_patch(arguments.patch, Policy(1, {"writer": [read_pem(arguments.key)]}), arguments.base, arguments.patched)
+        policy = Policy(1, {"writer": [read_pem(arguments.key)]})
+        check_patch(arguments.patch, policy, arguments.base, arguments.patched)
         return 0
     read_patch((FOLDER.parent / "format" / "tiny.nestpatch").read_bytes(), Policy(1, {"test": [Key(1).public]}))
     return 1 if check_vectors() else 0

@@ -34,7 +34,8 @@ class Checkpoint:
                 for name, entry in json.loads(stream.read(n)).items():
                     if name != "__metadata__" and (wanted is None or wanted.get(name) == file):
                         first, end = entry["data_offsets"]
-                        self.places[name] = (folder / file, entry["dtype"], tuple(entry["shape"]), 8 + n + first, end - first)
+                        kind = entry["dtype"], tuple(entry["shape"])
+                        self.places[name] = (folder / file, *kind, 8 + n + first, end - first)
 
     def read(self, edit: Edit) -> Words:
         """A tensor of the edit's name, element type and shape."""

@@ -1,7 +1,7 @@
 """The container and its signatures: sections 2, 3, 9 and 10 of ../format.md.
 
-Failure classes `container` and `signature`. Ed25519 is written out here, because the rules of section 3 are stricter than
-those of common libraries, and an auditor should see them."""
+Failure classes `container` and `signature`. Ed25519 is written out here, because the rules of section 3 are stricter
+than those of common libraries, and an auditor should see them."""
 from __future__ import annotations
 
 import base64
@@ -34,9 +34,6 @@ class Record:
     algorithm: int
     key_id: bytes
     signature: bytes
-
-    def encode(self) -> bytes:
-        return struct.pack("<HHI", self.algorithm, 0, len(self.signature)) + self.key_id + self.signature
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,8 @@ class Policy:
         file = tomllib.loads(path.read_text("utf-8"))
         people = {str(person["name"]): [import_key(key) for key in person["keys"]] for person in file["people"]}
         threshold = file.get("threshold", 1)
-        known = set(file) <= {"version", "threshold", "people"} and all(set(p) == {"name", "keys"} for p in file["people"])
+        known = set(file) <= {"version", "threshold", "people"}
+        known = known and all(set(person) == {"name", "keys"} for person in file["people"])
         keys = [key for keys in people.values() for key in keys]
         if not known or file["version"] != 1 or len(people) != len(file["people"]) or len(set(keys)) != len(keys):
             raise Refused("trust", f"{path}: a member or version that is not known, or a person or key twice")

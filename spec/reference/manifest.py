@@ -184,11 +184,13 @@ PREDICATE = members({
             "shape": check(is_shape, "a shape"), "blake3": DIGEST, "rows": DIGEST}), 1, MAX_EDITS),
     }),
     "result": members({"tensors": items(members({"name": NAME, "blake3": DIGEST, "rows": DIGEST}), 1, MAX_EDITS)}),
-    "creation": check(lambda v: isinstance(v, dict) and len(compact(v).encode()) <= MAX_CREATION_BYTES, "a small object"),
+    "creation": check(lambda v: isinstance(v, dict) and len(compact(v).encode()) <= MAX_CREATION_BYTES,
+                      "an object of at most 4 MiB"),
 })
 STATEMENT = members({
     "_type": constant("https://in-toto.io/Statement/v1"),
-    "subject": items(members({"name": LABEL, "digest": members({"blake3": DIGEST, "sha256": DIGEST})}), 2, MAX_SECTIONS),
+    "subject": items(members({"name": LABEL, "digest": members({"blake3": DIGEST, "sha256": DIGEST})}),
+                     2, MAX_SECTIONS),
     "predicateType": constant("urn:nestpatch:safety-patch:v1"),
     "predicate": PREDICATE,
 })

@@ -1,6 +1,4 @@
-"""The payload: codecs (section 5), sections (6), arithmetic (7) and digests over tensors (8). Failure class `payload`.
-
-What a vector needs to be written lies beside what reads it."""
+"""The payload: codecs (section 5), sections (6), arithmetic (7), digests over tensors (8). Failure class `payload`."""
 from __future__ import annotations
 
 import hashlib
@@ -18,7 +16,8 @@ from numpy.typing import NDArray
 from container import Container, Refused
 from manifest import KNOWN_KINDS, MAX_EDITS, is_shape, is_tensor_name
 
-MAX_ROWS_SECTION_BYTES, MAX_WINDOW, MAX_ROWS, MAX_COLS, MAX_TENSOR_ROWS, LANES = 160 << 20, 8 << 20, 1 << 24, 1 << 20, 1 << 32, 15
+MAX_ROWS_SECTION_BYTES, MAX_WINDOW, LANES = 160 << 20, 8 << 20, 15
+MAX_ROWS, MAX_COLS, MAX_TENSOR_ROWS = 1 << 24, 1 << 20, 1 << 32
 CODEC = re.compile(r"raw|zstd|(planes|float)([24])\+zstd")
 Words = NDArray[np.unsignedinteger[Any]]
 
@@ -120,17 +119,6 @@ def decode(codec: str, stored: bytes, length: int) -> bytes:
     return words.astype(f"<u{width}").tobytes()
 
 
-def encode_planes(codec: str, content: bytes) -> bytes:
-    """What goes into the frame."""
-    if codec == "zstd":
-        return content
-    width = int(codec.split("+")[0][-1])
-    words = np.frombuffer(content, f"<u{width}")
-    if codec.startswith("float"):
-        words = words << 1 | words >> width * 8 - 1
-    return words.astype(f"<u{width}").view(np.uint8).reshape(-1, width).T[::-1].tobytes()
-
-
 @dataclass(frozen=True)
 class Edit:
     """One tensor's edit, section 6.1."""
@@ -163,7 +151,8 @@ class Edit:
         return self.rows if self.layout == 0 else (self.rows // self.shape[-1], self.rows % self.shape[-1])
 
     def head(self) -> bytes:
-        return text(self.name) + text(self.dtype.name) + struct.pack(f"<Q{len(self.shape)}Q", len(self.shape), *self.shape)
+        dims = struct.pack(f"<Q{len(self.shape)}Q", len(self.shape), *self.shape)
+        return text(self.name) + text(self.dtype.name) + dims
 
     def tensor_digest(self, tensor: Words) -> str:
         digest = blake3(derive_key_context="nestpatch v1 2026-11-24 tensor content")
@@ -173,13 +162,6 @@ class Edit:
         digest = blake3(derive_key_context="nestpatch v1 2026-11-24 touched rows")
         digest.update(self.head() + struct.pack("<BQ", self.layout, len(self.rows)) + self.rows.astype("<u4").tobytes())
         return digest.update(self.take(tensor).tobytes()).hexdigest()
-
-    def encode(self) -> bytes:
-        """This edit's bytes in the `rows` section."""
-        n = struct.pack("<Q", len(self.rows))
-        codes = struct.pack("<BB", self.layout, self.delta_dtype.code)
-        return text(self.name) + bytes([self.dtype.code]) + self.head()[16 + len(self.name.encode() + self.dtype.name.encode()):] \
-            + codes + n + self.rows.astype("<u4").tobytes() + n + self.clusters.astype("<u4").tobytes()
 
 
 def text(value: str) -> bytes:
@@ -228,7 +210,8 @@ def read_edit(reader: Reader) -> Edit:
         name = name_bytes.decode("utf-8")
     except UnicodeDecodeError as error:
         raise refuse("rows: a name is not UTF-8") from error
-    if not is_tensor_name(name) or dtype not in BY_CODE or delta_dtype not in BY_CODE or layout > 1 or not is_shape(shape):
+    known = dtype in BY_CODE and delta_dtype in BY_CODE and layout in (0, 1)
+    if not known or not is_tensor_name(name) or not is_shape(shape):
         raise refuse(f"rows: name, element type, layout or shape of {name!r}")
     edit = Edit(name, BY_CODE[dtype], tuple(shape), layout, BY_CODE[delta_dtype], rows, clusters)
     number = prod(shape) // edit.cols
@@ -285,27 +268,13 @@ def read_residual(content: bytes, edits: list[Edit]) -> Residual:
     return residual
 
 
-def write_residual(edits: list[Edit], folds: list[tuple[Words, Words, Words]]) -> bytes:
-    """From each edit's (old, new, delta rows)."""
-    values, counts = [], []
-    for lane in range(LANES):
-        for edit, (old, new, deltas) in zip(edits, folds):
-            guess, lanes = guess_and_lanes(edit, new, deltas)
-            bits = edit.dtype.width * 8
-            s = (old.astype(np.int64) - guess + (1 << bits - 1)) % (1 << bits) - (1 << bits - 1)
-            value = np.where(s >= 0, 2 * s, -2 * s - 1).astype(edit.dtype.words)
-            values += [value[row][lanes[row] == lane].tobytes() for row in range(len(edit.rows))]
-            counts += [int((row == lane).sum()) for row in lanes]
-    all_counts = np.array(counts, np.uint32)
-    return b"".join(values) + (all_counts & 0xFFFF).astype("<u2").tobytes() + (all_counts >> 16).astype("<u2").tobytes()
-
-
 def fold(edit: Edit, old: Words, deltas: Words) -> Words:
     """Section 7: rows to new rows; one delta per row."""
     with np.errstate(over="ignore"):
         total = edit.dtype.to_f32(old) + edit.delta_dtype.to_f32(deltas)
-    new = np.where(deltas == 0, old, edit.dtype.round(total)).astype(edit.dtype.words) if edit.dtype.is_finite(old) else old
-    if not edit.dtype.is_finite(new):
+    if edit.dtype.is_finite(old):
+        new = np.where(deltas == 0, old, edit.dtype.round(total)).astype(edit.dtype.words)
+    if not edit.dtype.is_finite(old) or not edit.dtype.is_finite(new):
         raise Refused("base", f"{edit.name}: a touched row has, or would get, a NaN or an infinity")
     return new
 
