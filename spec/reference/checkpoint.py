@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ def config_text(value: Any) -> str:
         return "[" + ",".join(map(config_text, value)) + "]"
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         number = float(value)
+        if not isfinite(number):
+            raise refuse("config.json: a number beyond binary64")
         whole = number.is_integer() and abs(number) < 2**53
         return str(int(number)) if whole else f"f64:{struct.unpack('<Q', struct.pack('<d', number))[0]:016x}"
     return compact(value)
