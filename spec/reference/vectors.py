@@ -23,7 +23,7 @@ from container import (
     multiply, signed_message,
 )
 from manifest import content_root
-from payload import BY_NAME, LANES, Edit, Words, fold, guess_and_lanes
+from payload import BY_NAME, LANES, Dtype, Edit, Words, fold, guess_and_lanes
 from payload import text as length_and_text
 
 FOLDER = Path(__file__).resolve().parents[2] / "fixtures" / "vectors"
@@ -128,9 +128,35 @@ CONFIG = {
 
 
 def deltas(e: Edit) -> Words:
+    if e.name in EXTREMES:
+        return EXTREMES[e.name][1]
     bits = tensor("delta of " + e.name, e.delta_dtype.name, (int(e.clusters.max()) + 1, e.cols))
     bits[1] = 0  # keeps the negative zero
     return bits.reshape(-1, e.cols)
+
+
+def extreme(e: Edit) -> tuple[Words, Words]:
+    """Bits of every magnitude, with deltas that are unrelated, cancel, nearly vanish or make ties; none may overflow."""
+    def finite_bits(name: str, dtype: Dtype, shape: tuple[int, ...]) -> Words:
+        bits = np.frombuffer(blake3(name.encode()).digest(length=int(np.prod(shape)) * dtype.width), dtype.words)
+        finite = dtype.exponent(bits) != dtype.exponent_mask
+        return np.where(finite, bits, bits & 0xFF).astype(dtype.words).reshape(shape)
+    old = finite_bits(e.name, e.dtype, e.shape)
+    values = e.dtype.to_f32(old[1:])
+    unrelated = e.delta_dtype.to_f32(finite_bits("delta of " + e.name, e.delta_dtype, (1, e.cols)))
+    with np.errstate(over="ignore", under="ignore"):
+        small, half = values * np.float32(0.003), values * np.float32(2**-8)
+        wanted = np.choose(np.arange(e.cols) % 4, [unrelated, -values, small, half])
+        bits = e.delta_dtype.round(wanted.astype(np.float32))
+        sums = e.dtype.round(values + e.delta_dtype.to_f32(bits))
+    infinite = e.dtype.exponent(sums) == e.dtype.exponent_mask
+    infinite |= e.delta_dtype.exponent(bits) == e.delta_dtype.exponent_mask
+    negative_zero = bits == 1 << e.delta_dtype.width * 8 - 1
+    return old.reshape(-1), np.where(infinite | negative_zero, 0, bits).astype(e.delta_dtype.words)
+
+
+X = [edit(f"x.{t}.{d}", t, (2, 32), 0, d, [1], [0]) for t in ("BF16", "F16", "F32") for d in ("BF16", "F16", "F32")]
+EXTREMES = {e.name: extreme(e) for e in X}
 
 
 def frame(
@@ -924,6 +950,10 @@ def bases(files: Files) -> None:
         },
         base="greatest",
     )
+    numbers = {e.name: (e.dtype.name, e.shape, EXTREMES[e.name][0]) for e in X}
+    folder("extremes", numbers)
+    extremes = patch(X, folds=[bits.copy() for _, _, bits in numbers.values()])
+    add_vector("fold-all-magnitudes-and-types", "ok", "7", extremes, base="extremes")
     each(
         "apply", "ok", "7",
         {
