@@ -125,6 +125,24 @@ fn an_unsigned_patch_is_refused() {
 }
 
 #[test]
+fn what_this_version_does_not_know_is_said_by_verify_and_refused_by_apply() {
+    let world = world();
+    let dir = world.path();
+    let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/vectors");
+    let file = |name: &str| vectors.join(name).to_str().unwrap().to_owned();
+    let (patch, trust) = (file("apply-refused-critical-unknown-codec.nestpatch"), file("trust.toml"));
+    let ran = run(dir, &["verify", &patch, "--trust", &trust, "--json"]);
+    let report = json(&ran);
+    assert_eq!((ran.code, report["verdict"].as_str()), (Some(4), Some("not_understood")), "{ran:?}");
+    let claims = report["claims"].as_array().unwrap();
+    assert!(claims.iter().any(|claim| claim["about"] == "signature" && claim["standing"] == "proven"), "{report}");
+    let base = file("bases/exact");
+    let words = ["needs what this version does not know", "codec", "a newer nestpatch"];
+    fails(dir, &["apply", &patch, &base, "-o", "out", "--trust", &trust], 4, &words);
+    fails(dir, &["inspect", &patch], 4, &words);
+}
+
+#[test]
 fn a_trust_file_names_people() {
     let world = world();
     let dir = world.path();

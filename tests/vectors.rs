@@ -8,8 +8,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use nestpatch::checkpoint::{BoundBase, Checkpoint, Side, config_differences};
-use nestpatch::format::PayloadError;
-use nestpatch::format::frame::FrameError;
 use nestpatch::patch::PatchError;
 use nestpatch::patch::apply::{Target, apply};
 use nestpatch::patch::revert::{newest, revert};
@@ -64,8 +62,6 @@ fn class_of(error: &PatchError) -> &'static str {
             "manifest"
         }
         PatchError::Trust(_) => "signature",
-        // Without rows and deltas there is nothing to hand out: the library says so when it verifies.
-        PatchError::Payload(PayloadError::Frame { error: FrameError::Unknown { .. }, .. }) => "refuse",
         PatchError::Payload(_) => "payload",
         PatchError::Residual { .. } => "revert",
         PatchError::NotUnderstood { .. } => "refuse",

@@ -23,6 +23,7 @@ use crate::checkpoint::{BindError, CheckpointError, Side};
 use crate::digest::{Blake3, Sha256};
 use crate::fold::FoldError;
 use crate::format::container::{HEADER_BYTES, ReadError};
+use crate::format::frame::FrameError;
 use crate::format::limits::{MAX_MANIFEST_BYTES, MAX_PAYLOAD_BYTES, MAX_SIGNATURES_BYTES};
 use crate::format::residual::ResidualError;
 use crate::format::{Container, ContainerError, Edits, Manifest, Payload, PayloadError, Residual, WriteError};
@@ -198,7 +199,13 @@ struct Parts {
 
 impl Parts {
     fn of(container: &Container<'_>, manifest: &Manifest) -> Result<Self, PatchError> {
-        let payload = Payload::read(manifest, container.payload())?;
+        let payload = Payload::read(manifest, container.payload()).map_err(|error| match error {
+            // Only of a critical section: a residual in such a codec is passed over.
+            PayloadError::Frame { error: FrameError::Unknown { .. }, .. } => {
+                PatchError::NotUnderstood { what: manifest.not_understood() }
+            }
+            error => error.into(),
+        })?;
         let claimed_signers = container.signatures().iter().map(|record| record.key_id).collect();
         Ok(Self { id: container.patch_id(), claimed_signers, payload })
     }

@@ -126,6 +126,7 @@ pub fn examine(
     };
     match verify(bytes, policy) {
         Err(PatchError::Trust(error)) if !is_malformed(&error) => Ok(Examination::distrusted(id, &error)),
+        Err(PatchError::NotUnderstood { what }) => Ok(Examination::not_understood(id, &what)),
         Err(error) => Err(error),
         Ok(patch) => Examination::trusted(&patch, policy, checkpoint, progress),
     }
@@ -173,6 +174,15 @@ impl Examination {
         let detail = error.to_string();
         found.claim(about, Standing::Failed, detail.strip_prefix(&format!("{about}: ")).unwrap_or(&detail));
         found.claim("content", Standing::Unchecked, "not decoded, as it is not to be used");
+        found
+    }
+
+    fn not_understood(id: Sha256, what: &[String]) -> Self {
+        let mut found = Self::new(Verdict::NotUnderstood, id, None);
+        found.claim("container", Standing::Proven, "whole, every part where the header says");
+        found.claim("signature", Standing::Proven, "valid, by as many trusted people as it takes");
+        found.claim("content", Standing::Unchecked, "as it was signed, but not decoded");
+        found.claim("understood", Standing::Failed, what.join("; "));
         found
     }
 
