@@ -30,7 +30,7 @@
 //! ```text
 //! digest  tensor                     words
 //! format                             bytes <-> values
-//! fold  trust  checkpoint            arithmetic, signatures, files
+//! fold  trust  checkpoint  prompts   arithmetic, signatures, files
 //! interop                            the formats of other programs
 //! decoder -> nest, eval              the network, the method, the evidence (feature `create`)
 //! patch                              the verbs
@@ -52,5 +52,7 @@ pub mod interop;
 #[cfg(feature = "create")]
 pub mod nest;
 pub mod patch;
+#[cfg(feature = "prompts")]
+pub mod prompts;
 pub mod tensor;
 pub mod trust;

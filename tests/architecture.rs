@@ -20,13 +20,17 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("trust", &["digest", "format"]),
     ("checkpoint", &["digest", "format", "tensor"]),
     ("interop", &["digest", "format", "tensor", "trust"]),
+    ("prompts", &["digest"]),
     ("decoder", &["checkpoint", "tensor"]),
-    ("nest", &["checkpoint", "decoder", "digest", "eval", "fold", "format", "tensor"]),
+    ("nest", &["checkpoint", "decoder", "digest", "eval", "fold", "format", "prompts", "tensor"]),
     ("eval", &["checkpoint", "decoder", "digest", "fold", "format", "nest", "tensor"]),
     ("patch", &["checkpoint", "decoder", "digest", "eval", "fold", "format", "nest", "tensor", "trust"]),
     (
         "cli",
-        &["checkpoint", "decoder", "digest", "eval", "fold", "format", "interop", "nest", "patch", "tensor", "trust"],
+        &[
+            "checkpoint", "decoder", "digest", "eval", "fold", "format", "interop", "nest", "patch", "prompts", "tensor",
+            "trust",
+        ],
     ),
 ];
 

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use common::{Ran, folder, run, snapshot};
 use nestpatch::checkpoint::Checkpoint;
 use nestpatch::eval::{ExactAnswer, GenerateParams, Generator, Judge, Rate, RefusalPhrases, Verdict};
-use nestpatch::nest::{Chat, Fields, PromptSet, TemplateSource, encode_prompts};
+use nestpatch::nest::{Chat, TemplateSource, encode_prompts};
+use nestpatch::prompts::{Fields, PromptSet};
 use serde_json::Value;
 
 fn toy() -> PathBuf {

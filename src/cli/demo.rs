@@ -16,7 +16,8 @@ use super::{Verb, run as run_verb};
 use crate::checkpoint::Checkpoint;
 use crate::digest::Blake3;
 use crate::eval::{ExactAnswer, GenerateParams, Generator, Judge, Rate, RefusalPhrases, Verdict};
-use crate::nest::{Chat, Fields, NestError, Progress, PromptSet, Stage, TemplateSource, encode_prompts};
+use crate::nest::{Chat, NestError, Progress, Stage, TemplateSource, encode_prompts};
+use crate::prompts::{Fields, PromptSet};
 
 /// The folder of the toy assistant within a checkout.
 const TOY: &str = "fixtures/toy";

@@ -3,6 +3,7 @@
 use crate::decoder::DecoderError;
 use crate::eval::EvalError;
 use crate::format::EditError;
+use crate::prompts::PromptsError;
 
 /// Why a NeST run failed: what, where, expected and found.
 #[derive(Debug, thiserror::Error)]
@@ -16,58 +17,9 @@ pub enum NestError {
         /// Why.
         source: std::io::Error,
     },
-    /// A prompt file over the size limit.
-    #[error("{file}: expected at most {} bytes of prompts, found more", super::prompts::MAX_FILE_BYTES)]
-    PromptFileSize {
-        /// The file.
-        file: String,
-    },
-    /// A prompt file that is not UTF-8.
-    #[error("{file}: expected UTF-8 text, found another encoding at byte {offset}")]
-    PromptEncoding {
-        /// The file.
-        file: String,
-        /// The first byte that is not UTF-8.
-        offset: usize,
-    },
-    /// A prompt file without prompts.
-    #[error("{file}: expected at least one prompt, found none")]
-    NoPrompts {
-        /// The file.
-        file: String,
-    },
-    /// A column that the header does not have.
-    #[error("{file}: expected a column {column:?}, found {}", list(found))]
-    PromptColumn {
-        /// The file.
-        file: String,
-        /// The column asked for.
-        column: String,
-        /// The columns there are.
-        found: Vec<String>,
-    },
-    /// A field that an entry does not have.
-    #[error("{file}, entry {origin}: expected a field {field:?}, found {}", list(found))]
-    PromptField {
-        /// The file.
-        file: String,
-        /// The line or item, from 1.
-        origin: usize,
-        /// The field asked for.
-        field: String,
-        /// The fields there are.
-        found: Vec<String>,
-    },
-    /// An entry that is not what its format promises.
-    #[error("{file}, entry {origin}: {problem}")]
-    PromptEntry {
-        /// The file.
-        file: String,
-        /// The line or item, from 1.
-        origin: usize,
-        /// Expected and found.
-        problem: String,
-    },
+    /// A prompt file.
+    #[error(transparent)]
+    Prompts(#[from] PromptsError),
     /// A tokenizer that does not load.
     #[error("{path}: not a tokenizer: {problem}")]
     Tokenizer {
@@ -170,24 +122,14 @@ impl NestError {
     /// What a person can do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::PromptColumn { .. } | Self::PromptField { .. } => {
-                Some("name the column or field that holds the prompts".to_owned())
-            }
+            Self::Prompts(error) => error.hint().map(str::to_owned),
             Self::NoNeurons => Some("lower the threshold, or give more and more varied prompts".to_owned()),
             Self::NothingChanged => Some("raise the learning rate or the number of epochs".to_owned()),
             Self::NoTemplate { .. } => {
                 Some("give a template of your own, or choose plain prompts if this is a base model".to_owned())
             }
-            Self::PromptEncoding { .. } => Some("save the file as UTF-8".to_owned()),
             Self::Contradiction { .. } => Some("remove them from one of the two sets".to_owned()),
             _ => None,
         }
     }
-}
-
-fn list(names: &[String]) -> String {
-    if names.is_empty() {
-        return "none".to_owned();
-    }
-    names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ")
 }

@@ -5,12 +5,12 @@ use serde_json::{Map, Value, json};
 use super::cluster::{ClusterMode, Scaling};
 use super::preset::{Preset, ValidOptions};
 use super::probe::Solver;
-use super::prompts::PromptSet;
 use super::run::{Inputs, Report, SiteReport};
 use super::targets::REFUSALS;
 use super::{Chat, Openings, TemplateSource};
 use crate::digest::Blake3;
 use crate::format::Edits;
+use crate::prompts::PromptSet;
 
 /// The `creation` object of the manifest.
 pub(super) fn creation(

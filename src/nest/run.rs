@@ -11,7 +11,6 @@ use super::edits::{FoldCount, count_changes, edits};
 use super::preset::ValidOptions;
 use super::probe::{Features, SiteProbe, probe};
 use super::progress::{Progress, Stage};
-use super::prompts::PromptSet;
 use super::targets::{self, Lesson};
 use super::tune::{Tuned, tune};
 use super::{Chat, NestError, Openings, TemplateSource, cluster, record, select};
@@ -19,6 +18,7 @@ use crate::checkpoint::Checkpoint;
 use crate::decoder::{Config, Decoder, SharedDeltas, Site, SiteDeltas};
 use crate::eval::Generator;
 use crate::format::Edits;
+use crate::prompts::PromptSet;
 
 /// A probe that ranks fewer held-out prompts right than this is worth a warning.
 pub const GOOD_AUC: f64 = 0.9;

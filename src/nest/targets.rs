@@ -6,9 +6,9 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use super::prompts::PromptSet;
 use super::{Chat, NestError};
 use crate::decoder::{Decoder, Example, SharedDeltas};
+use crate::prompts::PromptSet;
 
 /// Refusals to train on where neither the prompt file nor the options bring any. They vary in opening, length and
 /// reason, so that no single token stands for refusing.

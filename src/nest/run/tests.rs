@@ -6,9 +6,9 @@ use rand_chacha::ChaCha8Rng;
 use super::*;
 use crate::decoder::Example;
 use crate::eval::{Folded, GenerateParams, Judge, Rate, RefusalPhrases, Verdict};
-use crate::nest::prompts::{Fields, FileFormat};
 use crate::nest::testing::{self, Memory};
 use crate::nest::{ClusterMode, Options, Preset, Silent, encode_prompts};
+use crate::prompts::{Fields, FileFormat};
 use crate::tensor::Dtype;
 
 /// Harmful prompts hold word 7, benign ones word 9.

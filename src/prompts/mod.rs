@@ -1,12 +1,15 @@
 //! Prompt sets: what a person brings, as JSON lines, JSON, CSV or one prompt a line.
 
+mod error;
+
+pub use error::PromptsError;
+
 use std::collections::HashMap;
 use std::io::Read;
 use std::path::Path;
 
 use serde_json::Value;
 
-use super::NestError;
 use crate::digest::Blake3;
 
 /// The largest prompt file read, in bytes.
@@ -96,15 +99,15 @@ impl PromptSet {
     /// # Errors
     /// A file that cannot be read, is larger than [`MAX_FILE_BYTES`], is not UTF-8, holds no prompt, lacks the field
     /// or column, or has an entry of another type; each says where.
-    pub fn load(path: &Path, fields: &Fields) -> Result<Self, NestError> {
+    pub fn load(path: &Path, fields: &Fields) -> Result<Self, PromptsError> {
         let source = path.display().to_string();
-        let unreadable = |error| NestError::Read { path: source.clone(), source: error };
+        let unreadable = |error| PromptsError::Read { path: source.clone(), source: error };
         let mut bytes = Vec::new();
         // Not by the length that the file system gives: a device has none and never ends.
         let mut file = std::fs::File::open(path).map_err(unreadable)?.take(MAX_FILE_BYTES + 1);
         let found = file.read_to_end(&mut bytes).map_err(unreadable)? as u64;
         if found > MAX_FILE_BYTES {
-            return Err(NestError::PromptFileSize { file: source });
+            return Err(PromptsError::Size { file: source });
         }
         Self::parse(&bytes, FileFormat::of(path), fields, &source)
     }
@@ -113,10 +116,10 @@ impl PromptSet {
     ///
     /// # Errors
     /// As for [`PromptSet::load`].
-    pub fn parse(bytes: &[u8], format: FileFormat, fields: &Fields, source: &str) -> Result<Self, NestError> {
+    pub fn parse(bytes: &[u8], format: FileFormat, fields: &Fields, source: &str) -> Result<Self, PromptsError> {
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         let text = std::str::from_utf8(bytes)
-            .map_err(|error| NestError::PromptEncoding { file: source.to_owned(), offset: error.valid_up_to() })?;
+            .map_err(|error| PromptsError::Encoding { file: source.to_owned(), offset: error.valid_up_to() })?;
         let mut reader = Reader { source, fields, prompts: Vec::new(), skipped: 0 };
         match format {
             FileFormat::JsonLines => reader.json_lines(text)?,
@@ -131,7 +134,7 @@ impl PromptSet {
     ///
     /// # Errors
     /// No text at all.
-    pub fn from_texts<T: Into<String>>(source: &str, texts: impl IntoIterator<Item = T>) -> Result<Self, NestError> {
+    pub fn from_texts<T: Into<String>>(source: &str, texts: impl IntoIterator<Item = T>) -> Result<Self, PromptsError> {
         let prompt = |(index, text): (usize, T)| Prompt { text: text.into(), response: None, origin: index + 1 };
         let prompts = texts.into_iter().enumerate().map(prompt).collect();
         Reader { source, fields: &Fields::default(), prompts, skipped: 0 }.finish()
@@ -196,7 +199,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn json_lines(&mut self, text: &str) -> Result<(), NestError> {
+    fn json_lines(&mut self, text: &str) -> Result<(), PromptsError> {
         for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let value = serde_json::from_str(line).map_err(|error| self.entry(index + 1, error.to_string()))?;
             self.object(index + 1, &value)?;
@@ -204,7 +207,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn json(&mut self, text: &str) -> Result<(), NestError> {
+    fn json(&mut self, text: &str) -> Result<(), PromptsError> {
         let value: Value = serde_json::from_str(text).map_err(|error| self.entry(error.line(), error.to_string()))?;
         let list = object_list(&value).ok_or_else(|| {
             self.entry(1, "expected a list of objects, or an object with exactly one list of objects".to_owned())
@@ -212,11 +215,11 @@ impl Reader<'_> {
         list.iter().enumerate().try_for_each(|(index, item)| self.object(index + 1, item))
     }
 
-    fn object(&mut self, origin: usize, value: &Value) -> Result<(), NestError> {
+    fn object(&mut self, origin: usize, value: &Value) -> Result<(), PromptsError> {
         let Value::Object(object) = value else {
             return Err(self.entry(origin, format!("expected a JSON object, found {}", kind(value))));
         };
-        let missing = |field: &str| NestError::PromptField {
+        let missing = |field: &str| PromptsError::Field {
             file: self.source.to_owned(),
             origin,
             field: field.to_owned(),
@@ -239,17 +242,17 @@ impl Reader<'_> {
     }
 
     /// A string, or the first of a list of strings: the opening turn of a conversation.
-    fn text(&self, origin: usize, field: &str, value: &Value) -> Result<String, NestError> {
+    fn text(&self, origin: usize, field: &str, value: &Value) -> Result<String, PromptsError> {
         let first = value.as_array().and_then(|turns| turns.first()).unwrap_or(value);
         let text = first.as_str().map(str::to_owned);
         text.ok_or_else(|| self.entry(origin, format!("field {field:?}: expected a string, found {}", kind(value))))
     }
 
-    fn csv(&mut self, text: &str) -> Result<(), NestError> {
+    fn csv(&mut self, text: &str) -> Result<(), PromptsError> {
         let mut reader = csv::ReaderBuilder::new().from_reader(text.as_bytes());
         let header = reader.headers().map_err(|error| self.entry(1, error.to_string()))?.clone();
         let column = |name: &str| header.iter().position(|column| column.trim() == name);
-        let missing = |name: &str| NestError::PromptColumn {
+        let missing = |name: &str| PromptsError::Column {
             file: self.source.to_owned(),
             column: name.to_owned(),
             found: header.iter().map(str::to_owned).collect(),
@@ -276,7 +279,7 @@ impl Reader<'_> {
         self.prompts.extend(lines.map(prompt));
     }
 
-    fn push(&mut self, origin: usize, text: String, response: Option<String>) -> Result<(), NestError> {
+    fn push(&mut self, origin: usize, text: String, response: Option<String>) -> Result<(), PromptsError> {
         if text.trim().is_empty() {
             return Err(self.entry(origin, format!("field {:?} is empty", self.fields.prompt())));
         }
@@ -284,7 +287,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn finish(self) -> Result<PromptSet, NestError> {
+    fn finish(self) -> Result<PromptSet, PromptsError> {
         let mut first = HashMap::new();
         let mut prompts = Vec::with_capacity(self.prompts.len());
         let mut duplicates = Vec::new();
@@ -300,13 +303,13 @@ impl Reader<'_> {
             }
         }
         if prompts.is_empty() {
-            return Err(NestError::NoPrompts { file: self.source.to_owned() });
+            return Err(PromptsError::Empty { file: self.source.to_owned() });
         }
         Ok(PromptSet { source: self.source.to_owned(), prompts, duplicates, skipped: self.skipped })
     }
 
-    fn entry(&self, origin: usize, problem: String) -> NestError {
-        NestError::PromptEntry { file: self.source.to_owned(), origin, problem }
+    fn entry(&self, origin: usize, problem: String) -> PromptsError {
+        PromptsError::Entry { file: self.source.to_owned(), origin, problem }
     }
 }
 
@@ -339,7 +342,7 @@ fn kind(value: &Value) -> &'static str {
 mod tests {
     use super::*;
 
-    fn parse(text: &str, format: FileFormat) -> Result<PromptSet, NestError> {
+    fn parse(text: &str, format: FileFormat) -> Result<PromptSet, PromptsError> {
         PromptSet::parse(text.as_bytes(), format, &Fields::default(), "set")
     }
 
@@ -372,7 +375,7 @@ mod tests {
         assert_ne!(with.digest(), without.digest());
         let fields = Fields { prompt: Some("q".to_owned()), response: Some("answer".to_owned()) };
         let error = PromptSet::parse(text.as_bytes(), FileFormat::JsonLines, &fields, "set").unwrap_err();
-        assert!(matches!(error, NestError::PromptField { field, .. } if field == "answer"));
+        assert!(matches!(error, PromptsError::Field { field, .. } if field == "answer"));
     }
 
     #[test]
@@ -393,9 +396,9 @@ mod tests {
     #[test]
     fn nothing_to_read_is_an_error() {
         for (text, format) in [("", FileFormat::Lines), ("\n \n", FileFormat::JsonLines), ("[]", FileFormat::Json)] {
-            assert!(matches!(parse(text, format), Err(NestError::NoPrompts { .. })), "{text:?}");
+            assert!(matches!(parse(text, format), Err(PromptsError::Empty { .. })), "{text:?}");
         }
-        assert!(matches!(parse("prompt\n", FileFormat::Csv), Err(NestError::NoPrompts { .. })));
+        assert!(matches!(parse("prompt\n", FileFormat::Csv), Err(PromptsError::Empty { .. })));
     }
 
     #[test]
@@ -409,10 +412,10 @@ mod tests {
         ];
         for (text, format, line) in wrong {
             let error = parse(text, format).unwrap_err();
-            assert!(matches!(&error, NestError::PromptEntry { origin, .. } if *origin == line), "{text:?}: {error}");
+            assert!(matches!(&error, PromptsError::Entry { origin, .. } if *origin == line), "{text:?}: {error}");
         }
         let error = PromptSet::parse(b"ab\xffc", FileFormat::Lines, &Fields::default(), "set").unwrap_err();
-        assert!(matches!(error, NestError::PromptEncoding { offset: 2, .. }));
+        assert!(matches!(error, PromptsError::Encoding { offset: 2, .. }));
     }
 
     #[test]
