@@ -28,7 +28,7 @@ pub enum TensorError {
     /// Too many dimensions, or more elements than 2^63.
     #[error("shape {found:?}: expected at most {MAX_RANK} dimensions and fewer than 2^63 elements")]
     Shape {
-        /// The dimensions.
+        /// The dimensions, cut for display.
         found: Vec<u64>,
     },
 }
@@ -136,7 +136,7 @@ impl Shape {
         let count = dims.iter().try_fold(1_u64, |count, dim| count.checked_mul(*dim));
         match count {
             Some(count) if count < 1 << 63 && dims.len() <= MAX_RANK => Ok(Self(dims)),
-            _ => Err(TensorError::Shape { found: dims }),
+            _ => Err(TensorError::Shape { found: dims.into_iter().take(MAX_RANK + 1).collect() }),
         }
     }
 

@@ -57,6 +57,8 @@ fn limits_are_those_of_the_code() {
         ("SECTION_BYTES", limits::MAX_SECTION_BYTES),
         ("PAYLOAD_BYTES", limits::MAX_PAYLOAD_BYTES),
         ("ROWS_SECTION_BYTES", limits::MAX_ROWS_SECTION_BYTES as u64),
+        ("UNVERIFIED_BYTES", limits::MAX_UNVERIFIED_BYTES),
+        ("UNVERIFIED_RATIO", limits::MAX_UNVERIFIED_RATIO),
         ("WINDOW_LOG", limits::MAX_WINDOW_LOG.into()),
         ("EDITS", limits::MAX_EDITS as u64),
         ("ROWS", limits::MAX_ROWS as u64),

@@ -13,12 +13,11 @@ use super::progress::Bars;
 use super::trusted::patch_id;
 use crate::checkpoint::{read_bounded, write_new};
 use crate::digest::Sha256;
-use crate::nest::{
-    ClusterMode, DEFAULT_PRESET, Fields, Inputs, NestError, Options, PRESETS, Preset, PromptSet, Report, TemplateSource,
-};
+use crate::nest::{ClusterMode, DEFAULT_PRESET, Inputs, NestError, Options, PRESETS, Preset, Report, TemplateSource};
 use crate::patch::Contents;
 use crate::patch::assemble::About;
 use crate::patch::create::{CreateError, create};
+use crate::prompts::{Fields, PromptSet, PromptsError};
 use crate::tensor::Dtype;
 
 /// The longest template or list of refusals read, in bytes.
@@ -173,7 +172,7 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
     bars.clear();
     created.report.warnings.iter().for_each(|warning| warn(&format!("warning: {warning}")));
     // The file is read as a stranger would read it before anyone gets it.
-    let contents = Contents::read(created.bytes)?;
+    let contents = Contents::read_whole(created.bytes)?;
     write_new(&arguments.output, contents.bytes())?;
     let made = Made::new(&contents, &created.report, &arguments.output);
     output.data("nestpatch/create/1", &made, |made| text(made, &created.report))?;
@@ -306,11 +305,17 @@ impl From<CreateError> for Failure {
     }
 }
 
+impl From<PromptsError> for Failure {
+    fn from(error: PromptsError) -> Self {
+        NestError::from(error).into()
+    }
+}
+
 impl From<NestError> for Failure {
     fn from(error: NestError) -> Self {
         let exit = match &error {
             NestError::OutOfRange { .. } | NestError::Preset { .. } => Exit::Usage,
-            NestError::Read { .. } => Exit::Failed,
+            NestError::Read { .. } | NestError::Prompts(PromptsError::Read { .. }) => Exit::Failed,
             NestError::Decoder(_) | NestError::Eval(_) | NestError::Edit(_) | NestError::Json { .. } => {
                 Exit::Checkpoint
             }

@@ -5,10 +5,13 @@ use std::fmt;
 use std::process::ExitCode;
 
 use crate::checkpoint::{BindError, CheckpointError, MismatchKind};
-use crate::format::PatchStatus;
+use crate::format::{PatchStatus, PayloadError};
 use crate::patch::verify::is_malformed;
 use crate::patch::{EffectError, PatchError, RecordError};
 use crate::trust::TrustError;
+
+/// Characters of an error that are shown.
+const MAX_SHOWN: usize = 1000;
 
 /// What a command's exit code says. These are all there are, and they stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +91,11 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, line) in self.lines.iter().enumerate() {
-            writeln!(f, "{}: {line}", if index == 0 { "Error" } else { "Caused by" })?;
+            // What a file says may be quoted in an error, and a file may be one long line.
+            let mut letters = line.chars();
+            let shown: String = letters.by_ref().take(MAX_SHOWN).collect();
+            let more = if letters.next().is_some() { " ..." } else { "" };
+            writeln!(f, "{}: {shown}{more}", if index == 0 { "Error" } else { "Caused by" })?;
         }
         self.hint.iter().try_for_each(|hint| writeln!(f, "Hint: {hint}"))
     }
@@ -127,6 +134,8 @@ fn exit_of(error: &PatchError) -> Exit {
         PatchError::Trust(error) if is_malformed(error) => Exit::Patch,
         PatchError::Trust(_) => Exit::Untrusted,
         PatchError::Key(_) | PatchError::AlreadySigned { .. } => Exit::Input,
+        // Well formed, for all that is known; too large to look into for a stranger.
+        PatchError::Payload(PayloadError::Unverified { .. }) => Exit::Untrusted,
         PatchError::Container(_)
         | PatchError::Manifest(_)
         | PatchError::Payload(_)
@@ -195,6 +204,9 @@ fn hint_of(error: &PatchError) -> Option<&'static str> {
             Some("get the newest patch of the series from the publisher")
         }
         PatchError::NotUnderstood { .. } => Some("a newer nestpatch may understand it"),
+        PatchError::Payload(PayloadError::Unverified { .. }) => {
+            Some("if you trust its publisher, `nestpatch verify --key PUB` decodes it")
+        }
         PatchError::StaleRecord { .. } => Some(
             "`nestpatch status DIR` shows how it stands; if the weights were fetched anew, remove the nestpatch folder",
         ),

@@ -367,8 +367,8 @@ fn check_rows(tensor: &str, rows: &[u32], count: u64) -> Result<(), EditError> {
     Ok(())
 }
 
-/// Numbering by first use makes the encoding of one grouping unique, and every cluster used.
-fn count_clusters(tensor: &str, clusters: &[u32]) -> Result<usize, EditError> {
+/// How many clusters there are. Numbering by first use makes the encoding of one grouping unique, and every cluster used.
+pub(crate) fn count_clusters(tensor: &str, clusters: &[u32]) -> Result<usize, EditError> {
     let used = clusters.iter().try_fold(0_u32, |used, cluster| match *cluster {
         cluster if cluster < used => Ok(used),
         cluster if cluster == used => Ok(used + 1),

@@ -1,14 +1,16 @@
 //! The payload: sections back to back, each checked as stored, decoded, checked as decoded, then read.
 //!
-//! Give it only a manifest that is trusted: nothing here asks who signed.
+//! Nothing here asks who signed: [`Payload::read`] is for a manifest that is trusted, [`Payload::read_unverified`] for
+//! any.
 
 use crate::digest::{Blake3, Sha256};
 use crate::format::edit::Edits;
 use crate::format::frame::{self, FrameError};
+use crate::format::limits::{MAX_ROWS_SECTION_BYTES, MAX_UNVERIFIED_BYTES, MAX_UNVERIFIED_RATIO};
 use crate::format::manifest::{BaseTensor, Codec, Content, Kind, Manifest, SectionEntry, Stored};
 use crate::format::reader::Reader;
-use crate::format::residual::Residual;
-use crate::format::section::{self, SectionError};
+use crate::format::residual::{Residual, ResidualError};
+use crate::format::section::{self, Rows, SectionError};
 use crate::tensor::Dtype;
 
 /// Why a payload is refused.
@@ -61,6 +63,26 @@ pub enum PayloadError {
         /// The kind.
         kind: &'static str,
     },
+    /// A section over its kind's cap.
+    #[error("section {section:?}: expected at most {limit} bytes decoded, found {found}")]
+    TooLong {
+        /// The section's name.
+        section: String,
+        /// The cap.
+        limit: u64,
+        /// What the section table says.
+        found: u64,
+    },
+    /// A section that a few bytes make large, in a patch that nobody vouches for.
+    #[error("section {section:?} decodes to {found} bytes: expected at most {limit}, as nobody vouches for the patch")]
+    Unverified {
+        /// The section's name.
+        section: String,
+        /// What its stored length allows.
+        limit: u64,
+        /// What it would decode to.
+        found: u64,
+    },
 }
 
 /// What this version reads from a payload.
@@ -75,25 +97,29 @@ pub struct Payload {
 impl Payload {
     /// Reads the payload that `manifest` describes. Sections of unknown kinds are checked as stored and left alone.
     ///
+    /// A few bytes may decode to as much as [`crate::format::limits`] allow, 1 GiB a section: for signed patches only.
+    ///
     /// # Errors
     /// The first rule broken.
     pub fn read(manifest: &Manifest, payload: &[u8]) -> Result<Self, PayloadError> {
         let sections = cut(manifest, payload)?;
-        let find = |kind: &Kind| sections.iter().find(|(entry, _)| entry.kind == *kind);
-        let content = |kind: &Kind| find(kind).map(|(entry, stored)| load(entry, stored)).transpose();
-        let rows = content(&Kind::Rows)?.ok_or(PayloadError::Missing { kind: "rows" })?;
-        let deltas = content(&Kind::Deltas)?.ok_or(PayloadError::Missing { kind: "deltas" })?;
-        let edits = section::read_edits(&rows, &deltas)?;
-        check_base(&manifest.base.tensors, &edits)?;
-        // Ancillary: in a codec of a later version it is ignored, but for its stored digest.
-        let readable = manifest.section(&Kind::Residual).is_some_and(|entry| entry.codec.is_known());
-        let residual = readable
-            .then(|| content(&Kind::Residual))
-            .transpose()?
-            .flatten()
-            .map(|bytes| Residual::from_bytes(&edits, &bytes).map_err(SectionError::from))
+        let edits = read_edits(manifest, &sections)?;
+        let residual = find_residual(&sections)
+            .map(|(entry, stored)| Residual::from_bytes(&edits, &load(entry, stored)?).map_err(section_error))
             .transpose()?;
         Ok(Self { edits, residual })
+    }
+
+    /// Reads the edits of a payload that nobody vouches for. A `residual` is checked as stored and not decoded.
+    ///
+    /// # Errors
+    /// The first rule broken; also a section that decodes to far more than is stored.
+    pub fn read_unverified(manifest: &Manifest, payload: &[u8]) -> Result<Edits, PayloadError> {
+        let sections = cut(manifest, payload)?;
+        for kind in [Kind::Rows, Kind::Deltas] {
+            find(&sections, &kind).map_or(Ok(()), |(entry, _)| check_expansion(entry))?;
+        }
+        read_edits(manifest, &sections)
     }
 
     /// The section table and the payload's bytes.
@@ -123,14 +149,62 @@ impl Payload {
     }
 }
 
+/// A line of the section table with its stored bytes.
+pub type Section<'m, 'p> = (&'m SectionEntry, &'p [u8]);
+
+fn find<'m, 'p>(sections: &[Section<'m, 'p>], kind: &Kind) -> Option<Section<'m, 'p>> {
+    sections.iter().find(|(entry, _)| entry.kind == *kind).copied()
+}
+
+/// The residual, if its codec is known: in one of a later version it is ignored, but for its stored digest.
+fn find_residual<'m, 'p>(sections: &[Section<'m, 'p>]) -> Option<Section<'m, 'p>> {
+    find(sections, &Kind::Residual).filter(|(entry, _)| entry.codec.is_known())
+}
+
+/// `rows` first: it fixes the lengths of the others before they are decoded.
+fn read_edits(manifest: &Manifest, sections: &[Section<'_, '_>]) -> Result<Edits, PayloadError> {
+    let required = |kind: Kind, name| find(sections, &kind).ok_or(PayloadError::Missing { kind: name });
+    let (rows, stored_rows) = required(Kind::Rows, "rows")?;
+    let (deltas, stored_deltas) = required(Kind::Deltas, "deltas")?;
+    let (limit, found) = (MAX_ROWS_SECTION_BYTES as u64, rows.content.length);
+    if found > limit {
+        return Err(PayloadError::TooLong { section: rows.name.clone(), limit, found });
+    }
+    let rows = Rows::from_bytes(&load(rows, stored_rows)?)?;
+    let (expected, found) = (rows.deltas_length(), deltas.content.length);
+    if expected != found {
+        return Err(SectionError::DeltasLength { expected, found }.into());
+    }
+    if let Some((entry, _)) = find_residual(sections) {
+        let (expected, found) = (rows.residual_length(), entry.content.length);
+        if expected != found {
+            return Err(section_error(ResidualError::Length { expected, found }));
+        }
+    }
+    let edits = rows.with_deltas(&load(deltas, stored_deltas)?)?;
+    check_base(&manifest.base.tensors, &edits)?;
+    Ok(edits)
+}
+
+/// Stops a bomb: nobody has signed for what it would take.
+fn check_expansion(entry: &SectionEntry) -> Result<(), PayloadError> {
+    let limit = MAX_UNVERIFIED_BYTES.max(entry.stored.length.saturating_mul(MAX_UNVERIFIED_RATIO));
+    let found = entry.content.length;
+    match found <= limit {
+        true => Ok(()),
+        false => Err(PayloadError::Unverified { section: entry.name.clone(), limit, found }),
+    }
+}
+
+fn section_error(error: ResidualError) -> PayloadError {
+    SectionError::from(error).into()
+}
+
 /// Each section of `manifest` with its stored bytes, their digests checked.
 ///
 /// # Errors
 /// Bytes missing or left over; a digest that differs.
-pub fn cut<'m, 'p>(
-    manifest: &'m Manifest,
-    payload: &'p [u8],
-) -> Result<Vec<(&'m SectionEntry, &'p [u8])>, PayloadError> {
+pub fn cut<'m, 'p>(manifest: &'m Manifest, payload: &'p [u8]) -> Result<Vec<Section<'m, 'p>>, PayloadError> {
     let expected = manifest.sections.iter().map(|entry| entry.stored.length).sum();
     let length = PayloadError::Length { expected, found: payload.len() as u64 };
     let mut reader = Reader::new(payload);

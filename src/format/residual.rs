@@ -9,6 +9,8 @@ use crate::format::reader::Reader;
 
 /// How many lanes.
 pub const LANES: usize = 15;
+/// Bytes of a row's counts: one of 32 bits for each lane.
+pub(crate) const COUNTS_BYTES_A_ROW: u64 = 4 * LANES as u64;
 
 /// Why a residual does not fit its edits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

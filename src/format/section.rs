@@ -5,10 +5,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::format::codec::{self, CodecError};
-use crate::format::edit::{Deltas, Edit, EditError, EditParts, Edits};
+use crate::format::edit::{Deltas, Edit, EditError, EditParts, Edits, count_clusters};
 use crate::format::float;
+use crate::format::limits::MAX_EDITS;
 use crate::format::reader::Reader;
-use crate::format::residual::ResidualError;
+use crate::format::residual::{COUNTS_BYTES_A_ROW, ResidualError};
 use crate::format::vectors::{Layout, Vectors};
 use crate::tensor::{Dtype, Shape, TensorError, TensorName};
 
@@ -71,7 +72,7 @@ struct RowsRecord {
 ///
 /// # Errors
 /// None for checked edits that are within the caps.
-pub(crate) fn write_edits(edits: &Edits) -> Result<(Vec<u8>, Vec<u8>), SectionError> {
+pub fn write_edits(edits: &Edits) -> Result<(Vec<u8>, Vec<u8>), SectionError> {
     let record = |edit: &Edit| RowsRecord {
         tensor: edit.tensor().to_string(),
         dtype: dtype_code(edit.dtype()),
@@ -87,33 +88,80 @@ pub(crate) fn write_edits(edits: &Edits) -> Result<(Vec<u8>, Vec<u8>), SectionEr
     Ok((rows, deltas))
 }
 
-/// The edits whose `rows` and `deltas` sections hold these bytes.
-///
-/// # Errors
-/// The first rule broken.
-pub(crate) fn read_edits(rows: &[u8], deltas: &[u8]) -> Result<Edits, SectionError> {
-    let section: RowsSection = codec::decode(rows)?;
-    let mut reader = Reader::new(deltas);
-    let mut expected = 0_u64;
-    let mut edits = Vec::with_capacity(section.edits.len());
-    for record in section.edits {
-        let found = deltas.len() as u64;
-        let parts = read_record(record, &mut reader, &mut expected)?;
-        let parts = parts.ok_or(SectionError::DeltasLength { expected, found })?;
-        edits.push(Edit::new(parts)?);
-    }
-    if !reader.is_empty() {
-        return Err(SectionError::DeltasLength { expected, found: deltas.len() as u64 });
-    }
-    Ok(Edits::new(edits)?)
+/// What a `rows` section says: edits that lack their deltas. It fixes the length of every other known section.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rows(Vec<RowsOfEdit>);
+
+/// An edit without its deltas, their number and length known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct RowsOfEdit {
+    tensor: TensorName,
+    dtype: Dtype,
+    shape: Shape,
+    layout: Layout,
+    delta_dtype: Dtype,
+    rows: Vec<u32>,
+    clusters: Vec<u32>,
+    cols: usize,
+    k: usize,
 }
 
-/// One edit's parts; `None` if the deltas end first.
-fn read_record(
-    record: RowsRecord,
-    deltas: &mut Reader<'_>,
-    expected: &mut u64,
-) -> Result<Option<EditParts>, SectionError> {
+impl Rows {
+    /// Reads the content of a `rows` section.
+    ///
+    /// # Errors
+    /// The first rule broken. Those on the order of rows and edits are checked with the deltas.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, SectionError> {
+        // The count comes first, and a record takes three times its bytes in memory.
+        if let Some(found) = Reader::new(bytes).u64().filter(|count| *count > MAX_EDITS as u64) {
+            let found = usize::try_from(found).unwrap_or(usize::MAX);
+            return Err(EditError::TooMany { what: "edited tensors".to_owned(), limit: MAX_EDITS, found }.into());
+        }
+        let RowsSection { edits } = codec::decode(bytes)?;
+        edits.into_iter().map(read_record).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Bytes of the `deltas` section that goes with it.
+    pub fn deltas_length(&self) -> u64 {
+        self.0.iter().fold(0, |sum, edit| sum.saturating_add(edit.deltas_length()))
+    }
+
+    /// Bytes of the `residual` section that goes with it, if there is one.
+    pub fn residual_length(&self) -> u64 {
+        let row = |edit: &RowsOfEdit| edit.cols as u64 * edit.dtype.size() as u64 + COUNTS_BYTES_A_ROW;
+        self.0.iter().fold(0, |sum, edit| sum.saturating_add(edit.rows.len() as u64 * row(edit)))
+    }
+
+    /// The edits, with the content of a `deltas` section.
+    ///
+    /// # Errors
+    /// The first rule broken.
+    pub fn with_deltas(self, bytes: &[u8]) -> Result<Edits, SectionError> {
+        let (expected, found) = (self.deltas_length(), bytes.len() as u64);
+        let length = SectionError::DeltasLength { expected, found };
+        if expected != found {
+            return Err(length);
+        }
+        let mut reader = Reader::new(bytes);
+        let mut edits = Vec::with_capacity(self.0.len());
+        for edit in self.0 {
+            let bytes = reader.sub(edit.deltas_length()).ok_or_else(|| length.clone())?;
+            let RowsOfEdit { tensor, dtype, shape, layout, delta_dtype, rows, clusters, cols, .. } = edit;
+            let deltas = Deltas::new(delta_dtype, cols, float::read_all(delta_dtype, bytes))?;
+            edits.push(Edit::new(EditParts { tensor, dtype, shape, layout, rows, clusters, deltas })?);
+        }
+        Ok(Edits::new(edits)?)
+    }
+}
+
+impl RowsOfEdit {
+    /// At most 2^25 clusters of at most 2^20 elements.
+    fn deltas_length(&self) -> u64 {
+        self.k as u64 * self.cols as u64 * self.delta_dtype.size() as u64
+    }
+}
+
+fn read_record(record: RowsRecord) -> Result<RowsOfEdit, SectionError> {
     let RowsRecord { tensor, dtype, shape, layout, delta_dtype, rows, clusters } = record;
     let (tensor, shape) = (TensorName::new(tensor)?, Shape::new(shape)?);
     let code = |what, expected, found| SectionError::Code { tensor: tensor.to_string(), what, expected, found };
@@ -122,13 +170,8 @@ fn read_record(
     let delta_dtype = dtype_of(delta_dtype).ok_or_else(|| code("delta type", dtypes, delta_dtype))?;
     let layout = Layout::of(layout).ok_or_else(|| code("layout", "0 (rows) or 1 (columns)", layout))?;
     let cols = Vectors::new(layout, &shape)?.len();
-    let k = clusters.iter().max().map_or(0, |last| u64::from(*last) + 1);
-    // k is at most 2^32 and cols at most 2^20.
-    let bytes = k * cols as u64 * delta_dtype.size() as u64;
-    *expected = expected.saturating_add(bytes);
-    let Some(bytes) = deltas.sub(bytes) else { return Ok(None) };
-    let deltas = Deltas::new(delta_dtype, cols, float::read_all(delta_dtype, bytes))?;
-    Ok(Some(EditParts { tensor, dtype, shape, layout, rows, clusters, deltas }))
+    let k = count_clusters(tensor.as_str(), &clusters)?;
+    Ok(RowsOfEdit { tensor, dtype, shape, layout, delta_dtype, rows, clusters, cols, k })
 }
 
 fn dtype_code(dtype: Dtype) -> u8 {

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use super::Contents;
 use crate::digest::{Blake3, Sha256};
 use crate::format::manifest::Tool;
-use crate::format::{Edit, Level, Timestamp};
+use crate::format::{Edit, Kind, Level, Timestamp};
 use crate::tensor::{Dtype, Shape, TensorName};
 
 /// A patch laid open. No signature is checked here.
@@ -162,7 +162,7 @@ pub fn inspect(contents: &Contents) -> Inspection {
             parameters: contents.edits.parameters() as u64,
             touched_bytes: contents.edits.touched_bytes(),
             file_bytes: contents.bytes().len() as u64,
-            residual: contents.residual.is_some(),
+            residual: manifest.section(&Kind::Residual).is_some(),
         },
         edits,
         creation: manifest.creation.clone(),

@@ -47,7 +47,7 @@ pub enum PatchError {
     #[error("malformed patch")]
     Manifest(#[from] ReadError),
     /// The payload is not what the manifest says.
-    #[error("malformed patch")]
+    #[error("{}", if matches!(.0, PayloadError::Unverified { .. }) { "the patch is not trusted" } else { "malformed patch" })]
     Payload(#[from] PayloadError),
     /// No signature that counts.
     #[error("the patch is not trusted")]
@@ -148,19 +148,33 @@ pub struct Contents {
     pub manifest: Manifest,
     /// What it changes.
     pub edits: Edits,
-    /// What reverts it on the exact base, where it carries that.
+    /// What reverts it on the exact base, where it carries that and it was decoded: not by [`Contents::read`].
     pub residual: Option<Residual>,
 }
 
 impl Contents {
-    /// Reads a whole patch file: every digest and rule that needs no key.
+    /// Reads a patch file, whoever made it: every digest and rule that needs no key. Its residual is not decoded.
+    ///
+    /// # Errors
+    /// The first rule broken; also a file that would take far more memory than its length.
+    pub fn read(bytes: Vec<u8>) -> Result<Self, PatchError> {
+        Self::of(bytes, |manifest, payload| {
+            Ok(Payload { edits: Payload::read_unverified(manifest, payload)?, residual: None })
+        })
+    }
+
+    /// Reads a patch file with its residual: one that was made here, or that apply verified and kept.
     ///
     /// # Errors
     /// The first rule broken.
-    pub fn read(bytes: Vec<u8>) -> Result<Self, PatchError> {
+    pub fn read_whole(bytes: Vec<u8>) -> Result<Self, PatchError> {
+        Self::of(bytes, Payload::read)
+    }
+
+    fn of(bytes: Vec<u8>, read: ReadPayload) -> Result<Self, PatchError> {
         let container = Container::parse(&bytes)?;
         let manifest = container.read_manifest()?;
-        let parts = Parts::of(&container, &manifest)?;
+        let parts = Parts::of(&container, &manifest, read)?;
         Ok(Self::new(bytes, manifest, parts))
     }
 
@@ -197,9 +211,12 @@ struct Parts {
     payload: Payload,
 }
 
+/// How a payload is read: [`Payload::read`], or with care.
+type ReadPayload = fn(&Manifest, &[u8]) -> Result<Payload, PayloadError>;
+
 impl Parts {
-    fn of(container: &Container<'_>, manifest: &Manifest) -> Result<Self, PatchError> {
-        let payload = Payload::read(manifest, container.payload()).map_err(|error| match error {
+    fn of(container: &Container<'_>, manifest: &Manifest, read: ReadPayload) -> Result<Self, PatchError> {
+        let payload = read(manifest, container.payload()).map_err(|error| match error {
             // Only of a critical section: a residual in such a codec is passed over.
             PayloadError::Frame { error: FrameError::Unknown { .. }, .. } => {
                 PatchError::NotUnderstood { what: manifest.not_understood() }

@@ -62,7 +62,7 @@ pub fn newest(checkpoint: &Checkpoint) -> Result<Newest, PatchError> {
 
 /// The patch beside a record, if it is the one that was applied.
 pub(super) fn recorded_patch(checkpoint: &Checkpoint, record: &Record) -> Result<Contents, PatchError> {
-    Contents::read(recorded(checkpoint, &record.patch_name(), record.patch.blake3)?)
+    Contents::read_whole(recorded(checkpoint, &record.patch_name(), record.patch.blake3)?)
 }
 
 fn recorded(checkpoint: &Checkpoint, name: &str, expected: Blake3) -> Result<Vec<u8>, PatchError> {

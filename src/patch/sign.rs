@@ -37,7 +37,7 @@ pub struct Signed {
 /// # Errors
 /// A malformed patch; a key that has signed it already; a 65th signature.
 pub fn sign(bytes: Vec<u8>, key: &SecretKey) -> Result<(Signed, Vec<u8>), PatchError> {
-    let contents = Contents::read(bytes)?;
+    let contents = Contents::read_whole(bytes)?;
     let container = Container::parse(contents.bytes())?;
     let record = key.sign(container.manifest())?;
     let key_id = record.key_id;

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{Contents, Parts, PatchError};
 use crate::checkpoint::{BindError, BoundBase, Checkpoint, Progress, Side};
 use crate::digest::Sha256;
-use crate::format::{Container, Manifest, PatchStatus};
+use crate::format::{Container, Kind, Manifest, PatchStatus, Payload};
 use crate::trust::{self, Policy, Signatures, Signer, TrustError};
 
 /// A patch that a trusted key signed, its payload read. Only [`verify`] makes one.
@@ -35,7 +35,7 @@ pub fn verify(bytes: Vec<u8>, policy: &Policy) -> Result<VerifiedPatch, PatchErr
     let container = Container::parse(&bytes)?;
     let verified = trust::verify(&container, policy)?;
     let (manifest, signatures) = (Manifest::clone(&verified), verified.signatures().clone());
-    let parts = Parts::of(&container, &manifest)?;
+    let parts = Parts::of(&container, &manifest, Payload::read)?;
     Ok(VerifiedPatch { contents: Contents::new(bytes, manifest, parts), signatures })
 }
 
@@ -110,6 +110,8 @@ const NEVER_PROVEN: [&str; 4] = [
     "anything about tensors that it does not touch",
 ];
 
+const NO_RESIDUAL: &str = "carries no residual; apply keeps what revert needs";
+
 /// Examines a patch as far as the given key and checkpoint allow, and lists what was proven and what was not.
 ///
 /// # Errors
@@ -152,7 +154,18 @@ impl Examination {
         let mut found = Self::new(Verdict::Untrusted, contents.id(), Some(&contents.manifest));
         let claimed = contents.claimed_signers().len();
         found.claim("signature", Standing::Unchecked, format!("{claimed} in the file, no key or trust file given"));
-        found.contents(contents);
+        let sections = contents.manifest.sections.len();
+        let detail = format!("{sections} sections match their digests as stored, rows and deltas also decoded");
+        found.claim("content", Standing::Proven, detail);
+        found.understood(contents);
+        found.claim(
+            "revert",
+            Standing::Unchecked,
+            match contents.manifest.section(&Kind::Residual) {
+                Some(_) => "carries a residual, not decoded, as nobody vouches for it",
+                None => NO_RESIDUAL,
+            },
+        );
         found.claim("base", Standing::Unchecked, "not compared: that is done for a trusted patch only");
         found
     }
@@ -255,20 +268,24 @@ impl Examination {
         }
     }
 
-    /// What holds of the content, signed or not.
+    /// What holds of signed content.
     fn contents(&mut self, contents: &Contents) {
         let sections = contents.manifest.sections.len();
         self.claim("content", Standing::Proven, format!("{sections} sections match their digests, stored and decoded"));
+        self.understood(contents);
+        match contents.residual {
+            Some(_) => self.claim("revert", Standing::Proven, "carries a residual for every touched row"),
+            None => self.claim("revert", Standing::Unchecked, NO_RESIDUAL),
+        }
+    }
+
+    fn understood(&mut self, contents: &Contents) {
         let unknown = contents.manifest.not_understood();
         if unknown.is_empty() {
             self.claim("understood", Standing::Proven, "nothing in it that this version must know and does not");
         } else {
             self.claim("understood", Standing::Failed, unknown.join("; "));
             self.verdict = if self.verdict == Verdict::Trusted { Verdict::NotUnderstood } else { self.verdict };
-        }
-        match contents.residual {
-            Some(_) => self.claim("revert", Standing::Proven, "carries a residual for every touched row"),
-            None => self.claim("revert", Standing::Unchecked, "carries no residual; apply keeps what revert needs"),
         }
     }
 
