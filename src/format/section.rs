@@ -59,7 +59,8 @@ struct RowsSection {
 /// One edit without its deltas.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct RowsRecord {
-    tensor: String,
+    /// UTF-8. Not a `String`: bincode allocates as many bytes as one claims to have before it reads any.
+    tensor: Vec<u8>,
     dtype: u8,
     shape: Vec<u64>,
     layout: u8,
@@ -74,7 +75,7 @@ struct RowsRecord {
 /// None for checked edits that are within the caps.
 pub fn write_edits(edits: &Edits) -> Result<(Vec<u8>, Vec<u8>), SectionError> {
     let record = |edit: &Edit| RowsRecord {
-        tensor: edit.tensor().to_string(),
+        tensor: edit.tensor().as_str().into(),
         dtype: dtype_code(edit.dtype()),
         shape: edit.shape().dims().to_vec(),
         layout: edit.layout().code(),
@@ -163,6 +164,7 @@ impl RowsOfEdit {
 
 fn read_record(record: RowsRecord) -> Result<RowsOfEdit, SectionError> {
     let RowsRecord { tensor, dtype, shape, layout, delta_dtype, rows, clusters } = record;
+    let tensor = String::from_utf8(tensor).map_err(|error| CodecError::Malformed { reason: error.to_string() })?;
     let (tensor, shape) = (TensorName::new(tensor)?, Shape::new(shape)?);
     let code = |what, expected, found| SectionError::Code { tensor: tensor.to_string(), what, expected, found };
     let dtypes = "1 (BF16), 2 (F16) or 3 (F32)";
