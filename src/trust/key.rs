@@ -144,8 +144,10 @@ impl PublicKey {
         self.key.to_bytes()
     }
 
-    /// Whether `signature` is right for `message`, by the strict rules: no small orders, canonical encodings.
-    pub(crate) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+    /// Whether `signature` is this key's Ed25519 signature (RFC 8032, pure) of `message`, by the strict rules of
+    /// `spec/format.md`, section 3: 64 bytes, S reduced, R canonical and not of small order, the equation without cofactor.
+    #[must_use]
+    pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
         let signature = Signature::from_slice(signature);
         signature.is_ok_and(|signature| self.key.verify_strict(message, &signature).is_ok())
     }
