@@ -48,7 +48,11 @@ fn refuses(dir: &Path, arguments: &[&str], code: i32, words: &str) {
     assert!(stderr.starts_with("Error: ") && stderr.contains(words), "{arguments:?} lacks {words:?}: {stderr:.2000}");
     let lines = stderr.lines().count();
     let longest = stderr.lines().map(|line| line.chars().count()).max();
-    assert!(lines <= 3 && longest <= Some(1050), "{arguments:?}: {lines} lines, the longest of {longest:?} letters");
+    // TOML's errors show the place in five lines.
+    assert!(
+        lines <= if arguments.contains(&"--trust") { 5 } else { 3 } && longest <= Some(1050),
+        "{arguments:?}: {lines} lines, the longest of {longest:?} letters"
+    );
 }
 
 fn folder() -> tempfile::TempDir {
@@ -437,7 +441,7 @@ fn keys_and_trust_files_are_bounded() {
         refuses(dir.path(), &["verify", "p", "--key", "big.pub"], 7, words);
     }
     for (trust, words) in [
-        ("#".repeat(5 << 20), "at most 4194304"),
+        ("#".repeat(5 << 20), "at most 524288"),
         (
             format!("version = 1\n{}", (0..1001).map(person).collect::<String>()),
             "people: expected 1 to 1000, found 1001",
@@ -448,8 +452,12 @@ fn keys_and_trust_files_are_bounded() {
         ),
         (format!("version = 1\npeople = {}", "[".repeat(100_000)), "trust"),
         (format!("version = 1\n{}", "a.".repeat(100_000)), "trust"),
-        (format!("version = {}", "1".repeat(3 << 20)), "trust"),
-        (format!("version = 1\n{} = 1", "k".repeat(3 << 20)), "trust"),
+        (format!("version = {}", "1".repeat(500 << 10)), "trust"),
+        (format!("version = 1\n{} = 1", "k".repeat(500 << 10)), "trust"),
+        // What takes the TOML reader most memory for its bytes.
+        (format!("version = 1\nx = [{}]", "1,".repeat(250 << 10)), "trust"),
+        (format!("version = 1\npeople = [{}]", "{},".repeat(170 << 10)), "trust"),
+        (format!("version = 1\n{}", "[[people]]\n".repeat(47_000)), "trust"),
     ] {
         fs::write(path("trust.toml"), trust).unwrap();
         refuses(dir.path(), &["verify", "p", "--trust", "trust.toml"], 7, words);

@@ -23,7 +23,7 @@ pub enum Exit {
     Failed = 1,
     /// The command line is wrong.
     Usage = 2,
-    /// Not trusted: too few signatures that count, or outdated, or withdrawn.
+    /// Not trusted: too few signatures that count, outdated, withdrawn; or too large to look into without a key.
     Untrusted = 3,
     /// The patch is malformed, or needs a newer reader.
     Patch = 4,
