@@ -28,7 +28,17 @@ const IMPORTS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "checkpoint", "decoder", "digest", "eval", "fold", "format", "interop", "nest", "patch", "prompts", "tensor",
+            "checkpoint",
+            "decoder",
+            "digest",
+            "eval",
+            "fold",
+            "format",
+            "interop",
+            "nest",
+            "patch",
+            "prompts",
+            "tensor",
             "trust",
         ],
     ),
