@@ -38,7 +38,7 @@ pub const MAX_PAYLOAD_BYTES: u64 = 2 << 30;
 pub const MAX_ROWS_SECTION_BYTES: usize = 160 << 20;
 /// Bytes that a section of a patch nobody vouches for may decode to, however few are stored ...
 pub const MAX_UNVERIFIED_BYTES: u64 = 8 << 20;
-/// ... and how many for each stored byte beyond that. Deltas take under 2; equal rows in 40 tensors take 100.
+/// ... and how many for each stored byte beyond that. Trained deltas decode to twice their bytes, rows to six times.
 pub const MAX_UNVERIFIED_RATIO: u64 = 128;
 /// Base-2 logarithm of the largest zstd window: 8 MiB, what every decoder must support (RFC 8878 section 3.1.1.1.2).
 pub const MAX_WINDOW_LOG: u32 = 23;
