@@ -14,7 +14,8 @@ use nestpatch::digest::{Blake3, Sha256};
 use nestpatch::format::manifest::{FormatVersion, SectionEntry};
 use nestpatch::format::section::write_edits;
 use nestpatch::format::{
-    Codec, Container, Deltas, Edit, EditParts, Edits, Layout, Manifest, Payload, SignatureRecord, frame, limits,
+    Codec, Container, Deltas, Edit, EditParts, Edits, Envelope, Layout, Manifest, Payload, SignatureRecord, frame,
+    limits,
 };
 use nestpatch::tensor::{Dtype, Shape, TensorName};
 use nestpatch::trust::{KeyError, SecretKey};
@@ -289,7 +290,7 @@ fn lengths_that_rows_do_not_imply_are_refused_before_decoding() {
     };
     let words = format!("residual: expected {residual} bytes, found {GIB}");
     check(&[rows(), honest_deltas(), long("residual")], &words);
-    check(&[long("rows"), honest_deltas()], "content.length: expected at most 167772160, found 1073741824");
+    check(&[long("rows"), honest_deltas()], "expected at most 167772160 bytes decoded, found 1073741824");
     // A stranger's is refused for its length alone.
     let dir = folder();
     let (manifest, payload) = with_sections(&[rows(), long("deltas")]);
@@ -461,6 +462,36 @@ fn keys_and_trust_files_are_bounded() {
     ] {
         fs::write(path("trust.toml"), trust).unwrap();
         refuses(dir.path(), &["verify", "p", "--trust", "trust.toml"], 7, words);
+    }
+}
+
+#[test]
+fn status_feeds_are_bounded() {
+    let dir = folder();
+    fs::write(dir.path().join("p"), TINY).unwrap();
+    let envelope = |statement: &[u8]| {
+        let signature = key().sign(statement).unwrap();
+        Envelope::new(statement.to_vec(), vec![signature]).to_json()
+    };
+    let predicate = |text: &str| {
+        let head = "{\"_type\":\"https://in-toto.io/Statement/v1\",\"subject\":[],\
+                    \"predicateType\":\"urn:nestpatch:status-feed:v1\",\"predicate\":";
+        envelope(format!("{head}{text}}}").as_bytes())
+    };
+    let times = "\"issued\":\"2026-01-01T00:00:00Z\",\"expires\":\"2040-01-01T00:00:00Z\"";
+    let entries = vec!["{}"; 20_000].join(",");
+    for (feed, words) in [
+        ("[".repeat(60_000), "first byte"),
+        (format!("{{\"payload\":{}", "[".repeat(60_000)) + "}", "16 levels"),
+        (" ".repeat(25 << 20), "at most 25165824"),
+        (format!("{{\"payload\":\"{}\"}}", "A".repeat(60_000)), "missing field"),
+        (envelope(format!("{{\"a\":{}", "[".repeat(40_000)).as_bytes()), "first byte"),
+        (envelope(format!("{{\"a\":{}1{}}}", "[".repeat(20_000), "]".repeat(20_000)).as_bytes()), "16 levels"),
+        (predicate(&format!("{{\"feed\":\"f\",\"number\":1,{times},\"entries\":[{entries}]}}")), "missing field"),
+        (predicate(&format!("{{\"feed\":\"{}\",\"number\":1,{times},\"entries\":[]}}", "f".repeat(40_000))), "feed"),
+    ] {
+        fs::write(dir.path().join("feed"), feed).unwrap();
+        refuses(dir.path(), &["verify", "p", "--key", "key.pub", "--status-feed", "feed"], 7, words);
     }
 }
 

@@ -173,7 +173,7 @@ fn keys_that_cannot_sign_are_refused() {
     let dir = world.path();
     let with = |key| ["export", "p.nestpatch", "--format", "sshsig", "--key", key, "--passphrase-file", "pass"];
     fails(dir, &with("key.pub"), 7, &["key.pub", "found a public key"]);
-    fails(dir, &with("nowhere"), 7, &["nowhere"]);
+    fails(dir, &with("nowhere"), 1, &["nowhere"]);
     fs::write(dir.join("pass"), "wrong\n").unwrap();
     fails(dir, &with("key.key"), 7, &["passphrase is wrong"]);
 }

@@ -30,6 +30,9 @@ pub(crate) fn create_with(path: &Path, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// The file exists, or the disk refuses. Nothing is left behind.
 pub fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
+    if path.symlink_metadata().is_ok() {
+        return Err(CheckpointError::Exists { path: path.to_owned() });
+    }
     write_beside(path, bytes, |partial| rename(partial, path))?;
     let synced = sync_dir(folder_of(path));
     if synced.is_err() {
@@ -38,15 +41,14 @@ pub fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
     synced
 }
 
-/// Replaces a file, whole or not at all, keeping its permissions; also one that is not there yet.
+/// Replaces a file, whole or not at all, keeping its permissions; of a link, what it leads to.
 ///
 /// # Errors
 /// The disk refuses. The file is the old one, or the new one if only its name could not be forced to the disk.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    let path = &fs::canonicalize(path).map_err(failed("find", path))?;
     write_beside(path, bytes, |partial| {
-        if let Ok(metadata) = fs::metadata(path) {
-            set_mode(partial, metadata.permissions())?;
-        }
+        set_mode(partial, fs::metadata(path).map_err(failed("read", path))?.permissions())?;
         fault::step(path).and_then(|()| fs::rename(partial, path)).map_err(failed("rename to", path))
     })?;
     sync_dir(folder_of(path))
@@ -60,6 +62,19 @@ fn write_beside(path: &Path, bytes: &[u8], place: impl FnOnce(&Path) -> Result<(
         remove(&partial)?;
     }
     written
+}
+
+/// Waits until no other process is between reading a file in this folder and replacing it, and keeps others waiting
+/// while the result lives. The folder is what is locked, as files are replaced, not changed.
+///
+/// # Errors
+/// The folder cannot be opened or locked.
+pub fn lock_folder_of(path: &Path) -> Result<File> {
+    let followed = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let folder = folder_of(&followed);
+    let lock = File::open(folder).map_err(failed("open", folder))?;
+    lock.lock().map_err(failed("lock", folder))?;
+    Ok(lock)
 }
 
 fn folder_of(path: &Path) -> &Path {

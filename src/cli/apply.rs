@@ -28,7 +28,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure> {
-    let (patch, policy) = arguments.trusted.verified(&arguments.patch)?;
+    let patch = arguments.trusted.verified(&arguments.patch)?;
     let target = arguments.destination.target();
     let checkpoint = match arguments.dry_run {
         true => Checkpoint::open(&arguments.checkpoint)?,
@@ -47,15 +47,15 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
         false => apply(&patch, &base, target, &bars)?,
     };
     bars.clear();
-    if !arguments.dry_run {
-        let manifest = &contents.manifest;
-        arguments.trusted.remember(&policy, &manifest.series, manifest.sequence, contents.id())?;
-    }
     for (key, expected, found) in config_differences(&checkpoint, &contents.manifest) {
         output.note(&format!("note: config.json: {key}: the base has {expected}, this checkpoint {found}"));
     }
     note_strays(&checkpoint, output);
     output.data("nestpatch/apply/1", &done, text)?;
+    if !arguments.dry_run {
+        let manifest = &contents.manifest;
+        arguments.trusted.remember(&manifest.series, manifest.sequence, contents.id())?;
+    }
     Ok(Exit::Done)
 }
 

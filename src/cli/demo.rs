@@ -206,6 +206,8 @@ impl Demo {
             seed,
             "--series",
             "toy-safety",
+            "--sequence",
+            seed,
             "-o",
             &text(patch),
         ];

@@ -4,11 +4,12 @@ use std::error::Error;
 use std::fmt;
 use std::process::ExitCode;
 
+use super::trusted::hint_of_seen;
 use crate::checkpoint::{BindError, CheckpointError, MismatchKind};
 use crate::format::{PatchStatus, PayloadError};
 use crate::patch::verify::is_malformed;
 use crate::patch::{EffectError, PatchError, RecordError};
-use crate::trust::TrustError;
+use crate::trust::{KeyFileError, TrustError};
 
 /// Characters of an error that are shown.
 const MAX_SHOWN: usize = 1000;
@@ -31,7 +32,7 @@ pub enum Exit {
     Base = 5,
     /// The checkpoint is damaged, or of a kind this tool does not handle.
     Checkpoint = 6,
-    /// A key, trust file or prompt file cannot be used.
+    /// A key, trust file, status feed, memory or prompt file cannot be used.
     Input = 7,
 }
 
@@ -63,6 +64,15 @@ impl Failure {
             cause = error.source();
         }
         Self { exit, lines, hint: None }
+    }
+
+    /// A key file that cannot be read, or holds no usable key.
+    pub fn of_key_file(error: &KeyFileError) -> Self {
+        let exit = match error {
+            KeyFileError::Io { .. } => Exit::Failed,
+            KeyFileError::Key { .. } => Exit::Input,
+        };
+        Self::new(exit, error)
     }
 
     /// A failure in words.
@@ -200,9 +210,8 @@ fn hint_of(error: &PatchError) -> Option<&'static str> {
             (PatchStatus::Superseded, None) => "get the newest patch of the series, or add --allow-superseded",
             _ => "do not use it; `nestpatch revert` takes it back where it is applied",
         }),
-        PatchError::Trust(TrustError::Outdated { .. } | TrustError::Seen(_)) => {
-            Some("get the newest patch of the series from the publisher")
-        }
+        PatchError::Trust(TrustError::Seen(error)) => Some(hint_of_seen(error)),
+        PatchError::Trust(TrustError::Outdated { .. }) => Some("get the newest patch of the series from the publisher"),
         PatchError::NotUnderstood { .. } => Some("a newer nestpatch may understand it"),
         PatchError::Payload(PayloadError::Unverified { .. }) => {
             Some("if you trust its publisher, `nestpatch verify --key PUB` decodes it")
@@ -232,10 +241,10 @@ fn hint_of_checkpoint(error: &CheckpointError) -> Option<&'static str> {
         }
         CheckpointError::Io { source, .. } => match source.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                Some("free some disk space; --dry-run says how much is needed")
+                Some("free some disk space; `apply --dry-run` says how much a change needs")
             }
             std::io::ErrorKind::ReadOnlyFilesystem | std::io::ErrorKind::PermissionDenied => {
-                Some("check the permissions of the folder, or write to another place with -o")
+                Some("check the permissions of the folder, or write to another place")
             }
             _ => None,
         },

@@ -7,14 +7,14 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::failure::{Exit, Failure};
-use super::output::{Output, count, fields};
+use super::output::{Output, count, fields, on_one_line, warn};
 use super::passphrase::SigningKey;
-use super::trusted::{Keys, feed_failure, patch_id, read_input};
-use crate::checkpoint::{replace, write_new};
+use super::trusted::{Keys, feed_failure, patch_id, read_input, read_trust_file};
+use crate::checkpoint::{lock_folder_of, replace, write_new};
 use crate::digest::Sha256;
 use crate::format::limits::MAX_ENVELOPE_BYTES;
 use crate::format::{Envelope, FeedEntry, PatchStatus, StatusFeed, Timestamp};
-use crate::trust::{Policy, SecretKey};
+use crate::trust::{Person, Policy, Role, SecretKey, TrustedKey};
 
 /// The words of the feed.
 const STATUSES: [PatchStatus; 4] =
@@ -35,9 +35,9 @@ pub(super) struct Arguments {
 enum Action {
     /// Say how a patch stands: a new issue of the feed, or the first one.
     Add(Box<Add>),
-    /// Issue the same feed with a later expiry.
+    /// Issue the same feed with a new expiry.
     Renew(Renew),
-    /// Add a signature to the newest issue.
+    /// Add a signature to the newest issue, of which the whole is printed: read it first.
     Sign(Sign),
     /// Show a feed, and whether it is to be believed.
     Show(Show),
@@ -81,7 +81,8 @@ struct Issue {
     days: u32,
     #[command(flatten)]
     key: SigningKey,
-    /// The old issue counts if the people of this trust file signed it; without one, this key must have signed it.
+    /// The old issue counts if the people of this trust file signed it, and this key must be one that it lets sign feeds;
+    /// without a trust file, this key must have signed the old issue.
     #[arg(long, value_name = "FILE")]
     trust: Option<PathBuf>,
 }
@@ -92,6 +93,9 @@ struct Sign {
     feed: PathBuf,
     #[command(flatten)]
     key: SigningKey,
+    /// Refuse an issue on which a signature of somebody in this trust file is wrong.
+    #[arg(long, value_name = "FILE")]
+    trust: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -118,6 +122,7 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
         Action::Add(add) => run_add(add, output),
         Action::Renew(Renew { feed: path, issue }) => {
             let key = issue.key.read()?;
+            let _lock = lock_folder_of(path)?;
             let feed = issue.read_old(path, &key)?;
             issue.publish(path, feed, &key, output)
         }
@@ -130,6 +135,7 @@ fn run_add(add: &Add, output: Output) -> Result<Exit, Failure> {
     let (patch, by) = (patch_id(&add.patch)?, add.by.as_deref().map(patch_id).transpose()?);
     let status = STATUSES.into_iter().find(|status| status.as_str() == add.status).unwrap_or(PatchStatus::Active);
     let key = add.issue.key.read()?;
+    let _lock = lock_folder_of(&add.feed)?;
     let now = Timestamp::now();
     let is_new = add.feed.symlink_metadata().is_err();
     let mut feed = match (&add.name, is_new) {
@@ -155,7 +161,7 @@ impl Issue {
     /// The newest issue, if those who may signed it: nobody adds to what somebody else slipped in.
     fn read_old(&self, path: &Path, key: &SecretKey) -> Result<StatusFeed, Failure> {
         let policy = match &self.trust {
-            Some(trust) => super::trusted::read_trust_file(trust)?,
+            Some(trust) => read_trust_file(trust)?,
             None => {
                 let public = key.public().map_err(|error| Failure::new(Exit::Input, &error))?;
                 Policy::from_keys([("this key".to_owned(), public)]).map_err(Failure::other)?
@@ -164,9 +170,25 @@ impl Issue {
         policy.read_status_feed(&read_feed(path)?).map_err(|error| feed_failure(path, &error))
     }
 
+    /// How many more signatures the trust file asks for on an issue that this key has signed.
+    fn missing(&self, key: &SecretKey) -> Result<usize, Failure> {
+        let Some(trust) = &self.trust else { return Ok(0) };
+        let policy = read_trust_file(trust)?;
+        let id = key.public().map_err(|error| Failure::new(Exit::Input, &error))?.id();
+        let may = |(person, _): &(&Person, &TrustedKey)| person.roles.contains(&Role::Release);
+        match policy.find(id).filter(may) {
+            Some(_) => Ok(policy.conditions().status.as_ref().map_or(0, |rule| rule.threshold - 1)),
+            None => {
+                let what = format!("{}: key {} is of nobody with the role release", trust.display(), id.short());
+                Err(Failure::message(Exit::Untrusted, what).hint("sign with the key of somebody whose feed counts"))
+            }
+        }
+    }
+
     /// Writes the next issue.
     fn publish(&self, path: &Path, feed: StatusFeed, key: &SecretKey, output: Output) -> Result<Exit, Failure> {
         let is_new = feed.number == 0;
+        let missing = self.missing(key)?;
         let issued = Timestamp::now();
         let feed = StatusFeed { number: feed.number + 1, issued, expires: issued.plus_days(self.days), ..feed };
         let statement = feed.to_bytes().map_err(|error| Failure::new(Exit::Usage, &error))?;
@@ -177,18 +199,29 @@ impl Issue {
             true => write_new(path, text.as_bytes())?,
             false => replace(path, text.as_bytes())?,
         }
+        if missing > 0 {
+            let more = count(missing as u64, "more signature");
+            warn(&format!("note: this issue counts only with {more}: `nestpatch feed sign {}`", path.display()));
+        }
         show(path, &envelope, &feed, None, output)
     }
 }
 
 fn run_sign(sign: &Sign, output: Output) -> Result<Exit, Failure> {
     let path = &sign.feed;
+    let key = sign.key.read()?;
+    let _lock = lock_folder_of(path)?;
     let (mut envelope, feed) = read_unsigned(path)?;
-    let signature = sign.key.read()?.sign(&envelope.statement).map_err(|error| Failure::new(Exit::Input, &error))?;
-    if envelope.signatures.iter().any(|one| one.key_id == signature.key_id) {
+    if let Some(trust) = &sign.trust {
+        read_trust_file(trust)?.check_feed_signatures(&envelope).map_err(|error| feed_failure(path, &error))?;
+    }
+    let signature = key.sign(&envelope.statement).map_err(|error| Failure::new(Exit::Input, &error))?;
+    // Signing is deterministic: another one under this key is wrong, and gives way.
+    if envelope.signatures.contains(&signature) {
         let what = format!("{}: key {} has signed this issue already", path.display(), signature.key_id.short());
         return Err(Failure::message(Exit::Input, what));
     }
+    envelope.signatures.retain(|other| other.key_id != signature.key_id);
     envelope.signatures.push(signature);
     let envelope = Envelope::new(envelope.statement, envelope.signatures);
     replace(path, (envelope.to_json() + "\n").as_bytes())?;
@@ -204,11 +237,14 @@ fn run_show(arguments: &Show, output: Output) -> Result<Exit, Failure> {
         Some(policy) => match policy.clone().knowing(&read_feed(path)?) {
             Ok(_) => Some(true),
             Err(error) => {
-                super::output::warn(feed_failure(path, &error).to_string().trim_end());
+                warn(feed_failure(path, &error).to_string().trim_end());
                 Some(false)
             }
         },
     };
+    if policy.is_none() {
+        output.note("note: no key or trust file was given, so no signature is checked; the exit code says so");
+    }
     show(path, &envelope, &feed, trusted, output)?;
     Ok(if trusted == Some(true) { Exit::Done } else { Exit::Untrusted })
 }
@@ -252,10 +288,10 @@ fn text(report: &Report<'_>) -> String {
         ("number", feed.number.to_string()),
         ("issued", feed.issued.to_string()),
         ("expires", expires),
-        ("signed with", keys.join(", ")),
+        ("claimed by", keys.join(", ")),
         ("entries", count(feed.entries.len() as u64, "entry").replace("entrys", "entries")),
     ];
-    let mut text = format!("{}{verdict}\n{}", report.file.display(), fields(&lines));
+    let mut text = format!("{}{verdict}\n{}", on_one_line(report.file), fields(&lines));
     for entry in &feed.entries {
         let by = entry.by.map(|by| format!(", by {by}")).unwrap_or_default();
         let reason = if entry.reason.is_empty() { String::new() } else { format!(": {}", entry.reason) };

@@ -8,7 +8,7 @@ use super::failure::{Exit, Failure};
 use super::output::{Output, fields};
 use super::passphrase;
 use crate::digest::Sha256;
-use crate::trust::{KeyFileError, KeyPairPaths, SecretKey, create_key_pair};
+use crate::trust::{KeyPairPaths, SecretKey, create_key_pair};
 
 /// Make a key pair for signing patches.
 ///
@@ -49,7 +49,8 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
         false => Some(passphrase::choose(arguments.passphrase_file.as_deref())?),
     };
     let secret = SecretKey::generate().map_err(Failure::other)?;
-    let public = create_key_pair(&secret, &paths, passphrase.as_ref().map(|text| text.as_str())).map_err(failure)?;
+    let public = create_key_pair(&secret, &paths, passphrase.as_ref().map(|text| text.as_str()))
+        .map_err(|error| Failure::of_key_file(&error))?;
     let made = Made {
         secret: paths.secret,
         public: paths.public,
@@ -59,14 +60,6 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
     };
     output.data("nestpatch/keygen/1", &made, text)?;
     Ok(Exit::Done)
-}
-
-fn failure(error: KeyFileError) -> Failure {
-    let exit = match error {
-        KeyFileError::Io { .. } => Exit::Failed,
-        KeyFileError::Key { .. } => Exit::Input,
-    };
-    Failure::new(exit, &error)
 }
 
 fn text(made: &Made) -> String {

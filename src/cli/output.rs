@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write};
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -92,6 +93,11 @@ pub(super) fn escape(text: &str) -> String {
     safe
 }
 
+/// A path on one line, whatever it is called.
+pub(super) fn on_one_line(path: &Path) -> String {
+    path.display().to_string().replace('\n', "\\n")
+}
+
 /// Columns padded to their widest cell, two spaces apart; the first is left-aligned, the others right-aligned.
 pub(super) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -158,6 +164,7 @@ mod tests {
     fn nothing_from_a_file_moves_the_cursor() {
         assert_eq!(escape("a\u{1b}[2Jb\rc\nd\u{202e}e"), "a\\u{1b}[2Jb\\u{d}c\nd\\u{202e}e");
         assert_eq!(escape("mögliche 模型"), "mögliche 模型");
+        assert_eq!(on_one_line(Path::new("a\nProven")), "a\\nProven");
     }
 
     #[test]

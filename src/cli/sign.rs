@@ -5,17 +5,17 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::failure::{Exit, Failure};
-use super::output::{Output, count, fields};
+use super::output::{Output, count, fields, on_one_line};
 use super::passphrase::SigningKey;
 use super::trusted::read_patch;
-use crate::checkpoint::{replace, write_new};
+use crate::checkpoint::{lock_folder_of, replace, write_new};
 use crate::digest::Sha256;
 use crate::patch::sign::{Signed, sign};
 
 /// Add a signature to a patch.
 ///
 /// Every digest and rule of the patch is checked first, and what it is gets printed; whether it does good is for whoever
-/// signs to know. The patch's id and content stay as they are, and so do the other signatures.
+/// signs to know. Its id and content stay as they are, and so do the other signatures, which are not checked: `verify` does.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
     /// The patch. It is replaced, whole or not at all.
@@ -35,8 +35,9 @@ struct Report<'a> {
 }
 
 pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure> {
-    let bytes = read_patch(&arguments.patch)?;
     let key = arguments.key.read()?;
+    let _lock = lock_folder_of(&arguments.patch)?;
+    let bytes = read_patch(&arguments.patch)?;
     let (signed, bytes) = sign(bytes, &key)?;
     match &arguments.output {
         Some(path) => write_new(path, &bytes)?,
@@ -56,8 +57,11 @@ fn text(report: &Report<'_>) -> String {
         ("base", base.clone()),
         ("changes", format!("{} in {}", count(*rows as u64, "row"), count(*tensors as u64, "tensor"))),
         ("signed with", format!("key {}", key_id.short())),
-        ("also by", if others.is_empty() { "nobody".to_owned() } else { format!("key {}", others.join(", key ")) }),
+        (
+            "claimed by",
+            if others.is_empty() { "nobody else".to_owned() } else { format!("key {}", others.join(", key ")) },
+        ),
     ];
     lines.extend(supersedes.iter().map(|id| ("supersedes", id.to_string())));
-    format!("Signed {name} as {}\n{}", report.output.display(), fields(&lines))
+    format!("Signed {name} as {}\n{}", on_one_line(report.output), fields(&lines))
 }

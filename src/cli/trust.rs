@@ -1,6 +1,6 @@
 //! `nestpatch trust`: the trust file, listed, extended and checked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use clap::builder::PossibleValuesParser;
@@ -8,9 +8,9 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::failure::{Exit, Failure};
-use super::output::{Output, fields};
+use super::output::{Output, fields, on_one_line};
 use super::trusted::{read_text, read_trust_file};
-use crate::checkpoint::{replace, write_new};
+use crate::checkpoint::{lock_folder_of, replace, write_new};
 use crate::digest::Sha256;
 use crate::format::Timestamp;
 use crate::trust::{Person, Policy, Role, TrustedKey, read_public_key};
@@ -77,12 +77,18 @@ struct Report<'a> {
     threshold: usize,
     require: &'a BTreeMap<Role, usize>,
     minimum: &'a BTreeMap<String, u64>,
-    status_feed: Option<&'a str>,
+    status_feed: Option<ShownFeed<'a>>,
     people: Vec<Shown<'a>>,
     /// Why no patch can be believed at this time.
     problems: Vec<String>,
     /// What will soon be so.
     remarks: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct ShownFeed<'a> {
+    name: &'a str,
+    threshold: usize,
 }
 
 #[derive(Serialize)]
@@ -116,6 +122,7 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
 }
 
 fn run_add(add: &Add, output: Output) -> Result<Exit, Failure> {
+    let _lock = lock_folder_of(&add.file)?;
     let is_new = add.file.symlink_metadata().is_err();
     let old = if is_new { "version = 1\n".to_owned() } else { read_text(&add.file)? };
     if !is_new {
@@ -128,7 +135,10 @@ fn run_add(add: &Add, output: Output) -> Result<Exit, Failure> {
     let separator = if old.ends_with('\n') { "\n" } else { "\n\n" };
     let new = format!("{old}{separator}{}", add.person()?);
     // Read back before anything is written: what is added must be understood as meant.
-    let policy = Policy::from_trust_file(&new).map_err(|error| Failure::new(Exit::Input, &error))?;
+    let policy = Policy::from_trust_file(&new).map_err(|error| {
+        let why = format!("{}: with {:?} added it would not be a trust file: {error}", add.file.display(), add.name);
+        Failure::message(Exit::Input, why)
+    })?;
     match is_new {
         true => write_new(&add.file, new.as_bytes())?,
         false => replace(&add.file, new.as_bytes())?,
@@ -146,7 +156,7 @@ impl Add {
             |name: &str, time: Option<Timestamp>| time.map(|time| format!(", {name} = \"{time}\"")).unwrap_or_default();
         let mut keys = Vec::new();
         for path in &self.key {
-            let line = read_public_key(path).map_err(|error| Failure::new(Exit::Input, &error))?.to_line();
+            let line = read_public_key(path).map_err(|error| Failure::of_key_file(&error))?.to_line();
             keys.push(match self.from.is_some() || self.until.is_some() {
                 false => quote(&line),
                 true => format!("{{ key = {}{}{} }}", quote(&line), time("from", self.from), time("until", self.until)),
@@ -173,7 +183,10 @@ fn show(file: &Path, policy: &Policy, at: Option<Timestamp>, output: Output) -> 
         threshold: conditions.threshold,
         require: &conditions.require,
         minimum: &conditions.minimum,
-        status_feed: conditions.status.as_ref().map(|status| status.feed.as_str()),
+        status_feed: conditions
+            .status
+            .as_ref()
+            .map(|status| ShownFeed { name: &status.feed, threshold: status.threshold }),
         people: policy.people().iter().map(|person| shown(person, at)).collect(),
         problems: problems(policy, at),
         remarks: remarks(policy, at),
@@ -197,10 +210,19 @@ fn shown(person: &Person, at: Timestamp) -> Shown<'_> {
     }
 }
 
+/// What stands in the way of every series; nothing if patches of at least one can be believed.
 fn problems(policy: &Policy, at: Timestamp) -> Vec<String> {
-    let able = |person: &&Person| person.keys.iter().any(|key| key.is_out_of_time(at).is_none());
-    let people: Vec<&Person> = policy.people().iter().filter(able).collect();
-    let holding = |role: Role| people.iter().filter(|person| person.roles.contains(&role)).count();
+    let named = policy.people().iter().filter_map(|person| person.series.as_ref()).flatten();
+    let series: BTreeSet<&str> = named.map(String::as_str).collect();
+    // No label is empty, so this stands for every series that nobody is bound to.
+    let each = [""].into_iter().chain(series).map(|series| problems_of(policy, at, series));
+    each.min_by_key(Vec::len).unwrap_or_default()
+}
+
+fn problems_of(policy: &Policy, at: Timestamp, series: &str) -> Vec<String> {
+    let in_time = |person: &&Person| person.keys.iter().any(|key| key.is_out_of_time(at).is_none());
+    let in_time: Vec<&Person> = policy.people().iter().filter(in_time).collect();
+    let holding = |role: Role| in_time.iter().filter(move |person| person.roles.contains(&role));
     let conditions = policy.conditions();
     let mut problems = Vec::new();
     let mut need = |what: &str, expected: usize, found: usize| {
@@ -208,12 +230,15 @@ fn problems(policy: &Policy, at: Timestamp) -> Vec<String> {
             problems.push(format!("{what}: {expected} needed, {found} have a key that counts at {at}"));
         }
     };
-    need("people", conditions.threshold, people.len());
+    let of = if series.is_empty() { "any one series".to_owned() } else { format!("series {series:?}") };
+    let able = in_time.iter().filter(|person| person.may_sign(series)).count();
+    need(&format!("people who may sign {of}"), conditions.threshold, able);
     for (role, count) in &conditions.require {
-        need(&format!("people with the role {role}"), *count, holding(*role));
+        let able = holding(*role).filter(|person| person.may_sign(series)).count();
+        need(&format!("people with the role {role} who may sign {of}"), *count, able);
     }
     if let Some(status) = &conditions.status {
-        need("people with the role release, for the status feed", status.threshold, holding(Role::Release));
+        need("people with the role release, for the status feed", status.threshold, holding(Role::Release).count());
     }
     problems
 }
@@ -236,9 +261,11 @@ fn text(report: &Report<'_>) -> String {
     if !require.is_empty() {
         lines.push(("of them", require.join(", ")));
     }
-    lines.extend(report.status_feed.map(|feed| ("status feed", format!("{feed:?} must be at hand"))));
+    if let Some(ShownFeed { name, threshold }) = &report.status_feed {
+        lines.push(("status feed", format!("{name:?} must be at hand, signed by {threshold} with the role release")));
+    }
     lines.extend(report.minimum.iter().map(|(series, least)| ("series", format!("{series}: number {least} or later"))));
-    let mut text = format!("{}\n{}", report.file.display(), fields(&lines));
+    let mut text = format!("{}\n{}", on_one_line(report.file), fields(&lines));
     for person in &report.people {
         let roles = if person.roles.is_empty() { "no role".to_owned() } else { person.roles.join(", ") };
         let series =

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use super::failure::{Exit, Failure};
 use crate::checkpoint::{CheckpointError, read_bounded};
 use crate::digest::Sha256;
-use crate::format::limits::MAX_ENVELOPE_BYTES;
+use crate::format::limits::{MAX_ENVELOPE_BYTES, MAX_LABEL_BYTES};
 use crate::format::{Container, Timestamp};
 use crate::patch::verify::verify;
 use crate::patch::{MAX_FILE_BYTES, VerifiedPatch};
-use crate::trust::{Policy, Seen, SeenFileError, TrustError, read_public_key};
+use crate::trust::{Policy, PublicKey, Seen, SeenError, SeenFileError, TrustError, read_public_key};
 
 /// The longest trust file read, in bytes: a thousand people with three keys each. TOML takes 75 times that in memory.
 const MAX_TRUST_BYTES: u64 = 512 << 10;
@@ -51,10 +51,13 @@ impl Keys {
             Some(path) => read_trust_file(path)?,
             None if self.key.is_empty() => return Ok(None),
             None => {
-                let mut keys = Vec::new();
+                let mut keys: Vec<(String, PublicKey)> = Vec::new();
                 for path in &self.key {
-                    let key = read_public_key(path).map_err(|error| Failure::new(Exit::Input, &error))?;
-                    keys.push((path.display().to_string(), key));
+                    let key = read_public_key(path).map_err(|error| Failure::of_key_file(&error))?;
+                    // The same key under another name is the same person.
+                    if keys.iter().all(|(_, known)| *known != key) {
+                        keys.push((name_of(path), key));
+                    }
                 }
                 Policy::from_keys(keys).map_err(|error| Failure::new(Exit::Input, &error))?
             }
@@ -76,29 +79,39 @@ impl Trusted {
             };
         };
         if let Some(path) = &self.seen {
-            policy = policy.remembering(Seen::load(path)?);
+            // Written before anything else is, so that nothing is done that could then not be remembered.
+            policy = policy.remembering(Seen::update(path, |_| {})?);
         }
         if let Some(path) = &self.status_feed {
             let bytes = read_input(path, MAX_ENVELOPE_BYTES as u64, Exit::Input)?;
             policy = policy.knowing(&bytes).map_err(|error| feed_failure(path, &error))?;
         }
+        if let (Some(path), Some(feed)) = (&self.seen, policy.status_feed()) {
+            // Believed, so remembered, whatever becomes of the patch: else an older issue would do next time.
+            Seen::update(path, |seen| seen.note_feed(feed))?;
+        }
         Ok(Some(if self.allow_superseded { policy.allowing_superseded() } else { policy }))
     }
 
-    /// Reads a patch and checks that it is trusted; also gives the policy that says so.
-    pub(super) fn verified(&self, path: &Path) -> Result<(VerifiedPatch, Policy), Failure> {
+    /// Reads a patch and checks that it is trusted.
+    pub(super) fn verified(&self, path: &Path) -> Result<VerifiedPatch, Failure> {
         let policy = self.policy()?.ok_or_else(|| no_key("no key to check the patch's signature with"))?;
-        Ok((verify(read_patch(path)?, &policy)?, policy))
+        Ok(verify(read_patch(path)?, &policy)?)
     }
 
-    /// Remembers that this patch and status feed were seen, if `--seen` says where.
-    pub(super) fn remember(&self, policy: &Policy, series: &str, number: u64, patch: Sha256) -> Result<(), Failure> {
+    /// Remembers that this patch was believed, if `--seen` says where.
+    pub(super) fn remember(&self, series: &str, number: u64, patch: Sha256) -> Result<(), Failure> {
         let Some(path) = &self.seen else { return Ok(()) };
-        Ok(Seen::update(path, |seen| {
-            seen.note_patch(series, number, patch);
-            policy.status_feed().into_iter().for_each(|feed| seen.note_feed(feed));
-        })?)
+        Seen::update(path, |seen| seen.note_patch(series, number, patch))?;
+        Ok(())
     }
+}
+
+/// What the holder of a key file is called: the path, as far as it can be shown on a line.
+fn name_of(path: &Path) -> String {
+    let name = path.display().to_string().replace(char::is_control, "?");
+    let from = name.len().saturating_sub(MAX_LABEL_BYTES);
+    name.get(name.ceil_char_boundary(from)..).unwrap_or_default().to_owned()
 }
 
 /// Reads a trust file.
@@ -121,9 +134,24 @@ pub(super) fn feed_failure(path: &Path, error: &TrustError) -> Failure {
     };
     let failure = Failure::message(exit, format!("{}: {error}", path.display()));
     match error {
-        TrustError::ExpiredFeed { .. } | TrustError::Seen(_) => failure.hint("get the newest feed from the publisher"),
+        TrustError::Seen(error) => failure.hint(hint_of_seen(error)),
+        TrustError::ExpiredFeed { .. } => failure.hint("get the newest feed from the publisher"),
         TrustError::Role { .. } => failure.hint("a status feed counts if people with the role `release` signed it"),
         _ => failure,
+    }
+}
+
+/// What to do when something is not what was seen before.
+pub(super) fn hint_of_seen(error: &SeenError) -> &'static str {
+    match error {
+        SeenError::Rollback { .. } => {
+            "get the newest one from the publisher; if whoever signed the later number is trusted no more, take its entry \
+             out of the --seen file"
+        }
+        SeenError::Twice { .. } => {
+            "ask the publisher which of the two is meant; publishers who use one name need a --seen file each"
+        }
+        SeenError::Rewritten { .. } => "ask the publisher why; do not rely on this feed until you know",
     }
 }
 
@@ -158,7 +186,11 @@ impl From<SeenFileError> for Failure {
             SeenFileError::Io { .. } => Exit::Failed,
             SeenFileError::Format { .. } => Exit::Input,
         };
-        Self::new(exit, &error)
+        let failure = Self::new(exit, &error);
+        match error {
+            SeenFileError::Format { .. } => failure.hint("give --seen a file of its own; a new one is made"),
+            SeenFileError::Io { .. } => failure,
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::failure::{Exit, Failure};
 use super::open_checkpoint;
-use super::output::{Output, fields};
+use super::output::{Output, fields, on_one_line};
 use super::progress::Bars;
 use super::trusted::{Trusted, read_patch};
 use crate::patch::verify::{Examination, Standing, Verdict, examine};
@@ -41,8 +41,8 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
     let bars = Bars::new(output);
     let found = examine(bytes, policy.as_ref(), checkpoint.as_ref(), &bars)?;
     bars.clear();
-    if let (Verdict::Trusted, Some(policy), Some((series, number))) = (found.verdict, &policy, &found.series) {
-        arguments.trusted.remember(policy, series, *number, found.patch)?;
+    if let (Verdict::Trusted, Some((series, number))) = (found.verdict, &found.series) {
+        arguments.trusted.remember(series, *number, found.patch)?;
     }
     output.data("nestpatch/verify/1", &Report { file: &arguments.patch, found: &found }, text)?;
     Ok(exit(found.verdict))
@@ -74,7 +74,7 @@ fn text(report: &Report<'_>) -> String {
     let mut lines = vec![("patch", found.patch.to_string())];
     lines.extend(found.name.iter().map(|name| ("name", name.clone())));
     lines.extend(found.series.iter().map(|(series, number)| ("series", format!("{series}, number {number}"))));
-    let mut text = format!("{}: {verdict}\n{}", report.file.display(), fields(&lines));
+    let mut text = format!("{}: {verdict}\n{}", on_one_line(report.file), fields(&lines));
     for (heading, standing) in
         [("Proven", Standing::Proven), ("Failed", Standing::Failed), ("Not checked", Standing::Unchecked)]
     {

@@ -283,12 +283,14 @@ impl<'a> Container<'a> {
         Ok(manifest)
     }
 
-    /// The same file with one more signature; the manifest and payload stay as they are.
+    /// The same file with one more signature, in the place of one by the same key; the manifest and payload stay as they
+    /// are.
     ///
     /// # Errors
-    /// A second record of one key, or too many records.
+    /// Too many records.
     pub fn with_signature(&self, record: SignatureRecord) -> Result<Vec<u8>, ContainerError> {
-        let signatures: Vec<_> = self.signatures.iter().cloned().chain([record]).collect();
+        let others = self.signatures.iter().filter(|other| other.key_id != record.key_id);
+        let signatures: Vec<_> = others.cloned().chain([record.clone()]).collect();
         Self::write(self.manifest, &signatures, self.payload, self.header.version)
     }
 }
@@ -385,7 +387,8 @@ mod tests {
         let more = container.with_signature(record(3)).unwrap();
         let more = Container::parse(&more).unwrap();
         assert_eq!((more.signatures().len(), more.patch_id()), (3, container.patch_id()));
-        assert!(container.with_signature(record(2)).is_err(), "a key signs once");
+        let again = container.with_signature(record(1)).unwrap();
+        assert_eq!(again, file, "a key signs once");
     }
 
     #[test]

@@ -116,6 +116,7 @@ impl Payload {
     /// The first rule broken; also a section that decodes to far more than is stored.
     pub fn read_unverified(manifest: &Manifest, payload: &[u8]) -> Result<Edits, PayloadError> {
         let sections = cut(manifest, payload)?;
+        find(&sections, &Kind::Rows).map_or(Ok(()), |(entry, _)| check_rows_length(entry))?;
         for kind in [Kind::Rows, Kind::Deltas] {
             find(&sections, &kind).map_or(Ok(()), |(entry, _)| check_expansion(entry))?;
         }
@@ -166,10 +167,7 @@ fn read_edits(manifest: &Manifest, sections: &[Section<'_, '_>]) -> Result<Edits
     let required = |kind: Kind, name| find(sections, &kind).ok_or(PayloadError::Missing { kind: name });
     let (rows, stored_rows) = required(Kind::Rows, "rows")?;
     let (deltas, stored_deltas) = required(Kind::Deltas, "deltas")?;
-    let (limit, found) = (MAX_ROWS_SECTION_BYTES as u64, rows.content.length);
-    if found > limit {
-        return Err(PayloadError::TooLong { section: rows.name.clone(), limit, found });
-    }
+    check_rows_length(rows)?;
     let rows = Rows::from_bytes(&load(rows, stored_rows)?)?;
     let (expected, found) = (rows.deltas_length(), deltas.content.length);
     if expected != found {
@@ -184,6 +182,14 @@ fn read_edits(manifest: &Manifest, sections: &[Section<'_, '_>]) -> Result<Edits
     let edits = rows.with_deltas(&load(deltas, stored_deltas)?)?;
     check_base(&manifest.base.tensors, &edits)?;
     Ok(edits)
+}
+
+fn check_rows_length(rows: &SectionEntry) -> Result<(), PayloadError> {
+    let (limit, found) = (MAX_ROWS_SECTION_BYTES as u64, rows.content.length);
+    match found <= limit {
+        true => Ok(()),
+        false => Err(PayloadError::TooLong { section: rows.name.clone(), limit, found }),
+    }
 }
 
 /// Stops a bomb: nobody has signed for what it would take.

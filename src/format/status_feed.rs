@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::digest::{Blake3, Sha256};
 use crate::format::json::{self, NotStrict};
@@ -81,7 +81,7 @@ pub struct FeedEntry {
     /// Why, for people; may be empty.
     pub reason: String,
     /// The patch to use instead, of one that is superseded.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub by: Option<Sha256>,
 }
 
@@ -221,6 +221,11 @@ impl StatusFeed {
     }
 }
 
+/// A member that is there or not: `null` is neither.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Sha256>, D::Error> {
+    Sha256::deserialize(deserializer).map(Some)
+}
+
 fn text(what: &str, value: &str, least: usize, most: usize) -> Result<(), StatusFeedError> {
     if (least..=most).contains(&value.len()) && !value.chars().any(char::is_control) {
         return Ok(());
@@ -343,6 +348,7 @@ mod tests {
             ),
             (bytes.replacen(&"02".repeat(32), &"03".repeat(32), 1), "subject: expected"),
             (bytes.replacen("{", "{\"_type\":1,", 1), "twice"),
+            (bytes.replacen("\"reason\":\"why\"}", "\"reason\":\"why\",\"by\":null}", 1), "invalid type: null"),
         ];
         for (text, message) in cases {
             let found = StatusFeed::parse(text.as_bytes()).unwrap_err().to_string();

@@ -28,11 +28,12 @@ pub struct Signed {
     pub rows: usize,
     /// Id of the key that signed.
     pub key_id: Sha256,
-    /// Ids of all keys that have signed by now, by order.
+    /// Ids of all keys that a record names by now, in order. Only this key's is known to be right.
     pub key_ids: Vec<Sha256>,
 }
 
-/// Adds a signature to a patch whose every digest and rule holds; gives the new file.
+/// Adds a signature to a patch whose every digest and rule holds, in the place of a wrong one under the same key; gives
+/// the new file.
 ///
 /// # Errors
 /// A malformed patch; a key that has signed it already; a 65th signature.
@@ -41,12 +42,14 @@ pub fn sign(bytes: Vec<u8>, key: &SecretKey) -> Result<(Signed, Vec<u8>), PatchE
     let container = Container::parse(contents.bytes())?;
     let record = key.sign(container.manifest())?;
     let key_id = record.key_id;
-    if contents.claimed_signers().contains(&key_id) {
+    // Signing is deterministic: another record under this key is a wrong one, which somebody else put there.
+    if container.signatures().contains(&record) {
         return Err(PatchError::AlreadySigned { key_id });
     }
     let signed = container.with_signature(record)?;
     let manifest = &contents.manifest;
     let mut key_ids = contents.claimed_signers().to_vec();
+    key_ids.retain(|id| *id != key_id);
     key_ids.push(key_id);
     key_ids.sort_unstable();
     let report = Signed {

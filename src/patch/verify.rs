@@ -122,12 +122,17 @@ pub fn examine(
     checkpoint: Option<&Checkpoint>,
     progress: &dyn Progress,
 ) -> Result<Examination, PatchError> {
-    let id = Container::parse(&bytes)?.patch_id();
+    let container = Container::parse(&bytes)?;
+    let id = container.patch_id();
     let Some(policy) = policy else {
         return Ok(Examination::unsigned(&Contents::read(bytes)?));
     };
+    match trust::verify(&container, policy) {
+        Err(error) if !is_malformed(&error) => return Ok(Examination::distrusted(&container, &error)),
+        Err(error) => return Err(error.into()),
+        Ok(_) => {}
+    }
     match verify(bytes, policy) {
-        Err(PatchError::Trust(error)) if !is_malformed(&error) => Ok(Examination::distrusted(id, &error)),
         Err(PatchError::NotUnderstood { what }) => Ok(Examination::not_understood(id, &what)),
         Err(error) => Err(error),
         Ok(patch) => Examination::trusted(&patch, policy, checkpoint, progress),
@@ -170,7 +175,7 @@ impl Examination {
         found
     }
 
-    fn distrusted(id: Sha256, error: &TrustError) -> Self {
+    fn distrusted(container: &Container<'_>, error: &TrustError) -> Self {
         let (verdict, about) = match error {
             TrustError::Outdated { .. } | TrustError::Seen(_) => (Verdict::Outdated, "current"),
             TrustError::Status { entry } if entry.status == PatchStatus::Superseded => (Verdict::Outdated, "status"),
@@ -178,7 +183,9 @@ impl Examination {
             TrustError::NoStatusFeed { .. } => (Verdict::StatusUnknown, "status"),
             _ => (Verdict::Untrusted, "signature"),
         };
-        let mut found = Self::new(verdict, id, None);
+        // What a manifest says is shown only if as many people signed it as it takes.
+        let manifest = (about != "signature").then(|| container.read_manifest().ok()).flatten();
+        let mut found = Self::new(verdict, container.patch_id(), manifest.as_ref());
         found.claim("container", Standing::Proven, "whole, every part where the header says");
         if about != "signature" {
             found.claim("signature", Standing::Proven, "valid, by as many trusted people as it takes");

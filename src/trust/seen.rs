@@ -160,10 +160,12 @@ impl Seen {
         let failed = |source| SeenFileError::Io { path: path.to_owned(), action: "read", source };
         let format = |reason: String| SeenFileError::Format { path: path.to_owned(), reason };
         let mut bytes = Vec::new();
-        match File::open(path) {
+        match fs::metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            file => file.map_err(failed)?.take(MAX_SEEN_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?,
-        };
+            Ok(metadata) if !metadata.is_file() => return Err(format("expected a regular file".to_owned())),
+            _ => File::open(path).and_then(|file| file.take(MAX_SEEN_BYTES + 1).read_to_end(&mut bytes)),
+        }
+        .map_err(failed)?;
         if bytes.len() as u64 > MAX_SEEN_BYTES {
             return Err(format(format!("expected at most {MAX_SEEN_BYTES} bytes")));
         }
@@ -172,22 +174,22 @@ impl Seen {
         serde_json::from_slice(bytes).map_err(|error| format(error.to_string()))
     }
 
-    /// Changes a memory file by `note`, whole or not at all; two programs at once both get their say.
+    /// Changes a memory file by `note`, whole or not at all; two programs at once both get their say. The file is
+    /// written even if nothing is new, so whoever calls this first knows that it can be written later.
     ///
     /// # Errors
     /// A file that cannot be read or written, or is none.
-    pub fn update(path: &Path, note: impl FnOnce(&mut Self)) -> Result<(), SeenFileError> {
+    pub fn update(path: &Path, note: impl FnOnce(&mut Self)) -> Result<Self, SeenFileError> {
+        // A link stays a link: what it leads to is replaced.
+        let followed = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let path = followed.as_path();
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let failed = |action| move |source| SeenFileError::Io { path: path.to_owned(), action, source };
         // The folder is what is locked: the file itself is replaced.
         let lock = File::open(folder).map_err(failed("open the folder of"))?;
         lock.lock().map_err(failed("lock the folder of"))?;
         let mut seen = Self::load(path)?;
-        let before = seen.clone();
         note(&mut seen);
-        if seen == before && path.exists() {
-            return Ok(());
-        }
         let text = serde_json::to_string_pretty(&seen).map_err(|error| failed("write")(error.into()))? + "\n";
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let partial = path.with_file_name(format!(".{name}.partial-{}", std::process::id()));
@@ -197,7 +199,8 @@ impl Seen {
             fs::rename(&partial, path)?;
             lock.sync_all()
         });
-        written.inspect_err(|_| drop(fs::remove_file(&partial))).map_err(failed("write"))
+        written.inspect_err(|_| drop(fs::remove_file(&partial))).map_err(failed("write"))?;
+        Ok(seen)
     }
 }
 
@@ -273,6 +276,6 @@ mod tests {
             assert!(matches!(error, SeenFileError::Format { .. }), "{text}: {error}");
             assert_eq!(fs::read_to_string(&path).unwrap(), text);
         }
-        assert!(matches!(Seen::load(folder.path()), Err(SeenFileError::Io { .. })));
+        assert!(matches!(Seen::load(folder.path()), Err(SeenFileError::Format { .. })));
     }
 }

@@ -257,6 +257,14 @@ impl Policy {
         }
     }
 
+    /// Checks every signature on a feed under a key of this policy, however few they are.
+    ///
+    /// # Errors
+    /// A wrong one.
+    pub fn check_feed_signatures(&self, envelope: &Envelope) -> Result<(), TrustError> {
+        Signatures::sort(&signing_input(&envelope.statement), &envelope.signatures, self).map(|_| ())
+    }
+
     /// The same policy, knowing what a status feed says.
     ///
     /// # Errors
