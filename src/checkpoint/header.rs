@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserializer, Error, MapAccess, Visitor};
 
 use crate::tensor::{Dtype, Shape, TensorError, TensorName};
 
@@ -232,7 +232,8 @@ impl<'de> Visitor<'de> for HeaderVisitor {
         let mut metadata = false;
         while let Some(name) = map.next_key::<String>()? {
             let twice = if name == "__metadata__" {
-                map.next_value::<IgnoredAny>()?;
+                // Text to text and without effect, but other readers refuse a file that has anything else here.
+                map.next_value::<Option<BTreeMap<String, String>>>()?;
                 std::mem::replace(&mut metadata, true)
             } else {
                 let raw = map.next_value::<RawEntry>()?;
@@ -322,6 +323,11 @@ mod tests {
         let twice = r#"{"__metadata__":{},"__metadata__":{}}"#;
         assert!(ours(&file(twice, 0)).is_err());
         assert!(agrees(&file(r#"{"__metadata__":{"format":"pt"}}   "#, 0)));
+        assert!(agrees(&file(r#"{"__metadata__":null}"#, 0)));
+        for odd in ["1", "[]", r#""text""#, r#"{"a":1}"#, r#"{"a":{}}"#] {
+            let header = format!(r#"{{"__metadata__":{odd}}}"#);
+            assert!(ours(&file(&header, 0)).is_err() && SafeTensors::deserialize(&file(&header, 0)).is_err(), "{odd}");
+        }
     }
 
     #[test]
