@@ -101,6 +101,17 @@ fn a_second_person_signs_and_nothing_else_changes() {
 }
 
 #[test]
+fn what_is_not_understood_is_not_signed() {
+    let world = world();
+    let dir = world.path();
+    let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/vectors");
+    for name in ["apply-refused-requires-unknown", "apply-refused-critical-unknown-section"] {
+        fs::copy(vectors.join(name).with_extension("nestpatch"), dir.join("new.nestpatch")).unwrap();
+        fails(dir, &["sign", "new.nestpatch", "--key", "2.key"], 4, &["needs what this version does not know"]);
+    }
+}
+
+#[test]
 fn a_broken_patch_is_not_signed() {
     let world = world();
     let dir = world.path();
@@ -195,6 +206,74 @@ fn a_person_signs_only_their_series() {
     assert!(detail.contains("\"Ada\"") && detail.contains("may not sign series \"tests\""), "{report}");
     succeeds(dir, &["sign", "one.nestpatch", "--key", "2.key"]);
     assert_eq!(verify(dir, &["one.nestpatch"]).0, 0);
+}
+
+#[test]
+fn who_may_not_sign_a_series_counts_for_nothing_in_it() {
+    let world = world();
+    let dir = world.path();
+    succeeds(dir, &["sign", "one.nestpatch", "--key", "2.key"]);
+    let people = [("Ada", 1, "roles = [\"author\"]"), ("Grace", 2, "roles = [\"auditor\"]\nseries = [\"other\"]")];
+    trust(dir, "threshold = 2", &people);
+    let (code, report) = verify(dir, &["one.nestpatch"]);
+    assert_eq!(code, 3);
+    assert!(claim(&report, "signature").1.contains("expected 2 different trusted people, found \"Ada\""), "{report}");
+    trust(dir, "require = { auditor = 1 }", &people);
+    let (code, report) = verify(dir, &["one.nestpatch"]);
+    assert_eq!(code, 3);
+    assert!(claim(&report, "signature").1.contains("with the role auditor, found none"), "{report}");
+}
+
+#[test]
+fn a_feed_is_good_until_it_expires_and_by_keys_that_count() {
+    let world = world();
+    let dir = world.path();
+    trust(dir, "", &[("Rel", 1, "roles = [\"release\"]")]);
+    let add = ["feed", "add", "f.json", "--name", "f", "--patch", "one.nestpatch", "--status", "active", "--key"];
+    succeeds(dir, &[&add[..], &["1.key"]].concat());
+    let shown = succeeds(dir, &["feed", "show", "f.json", "--trust", "trust.toml", "--json"]).stdout;
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    let expires: Timestamp = shown["expires"].as_str().unwrap().parse().unwrap();
+    let using = |at: u64| {
+        let at = Timestamp::from_unix(at).to_string();
+        run(dir, &["verify", "one.nestpatch", "--trust", "trust.toml", "--status-feed", "f.json", "--at", &at]).code
+    };
+    assert_eq!((using(expires.to_unix() - 1), using(expires.to_unix())), (Some(0), Some(3)));
+    let late = format!(
+        "version = 1\n[[people]]\nname = \"Rel\"\nroles = [\"release\"]\n\
+         keys = [{{ key = \"{}\", until = \"2020-01-01T00:00:00Z\" }}, \"{}\"]\n",
+        line(1),
+        line(2)
+    );
+    fs::write(dir.join("trust.toml"), late).unwrap();
+    let using = ["verify", "one.nestpatch", "--trust", "trust.toml", "--status-feed", "f.json"];
+    fails(dir, &using, 3, &["valid only until 2020"]);
+    let renew = ["feed", "renew", "f.json", "--trust", "trust.toml", "--key", "1.key"];
+    fails(dir, &renew, 3, &["no feed counts that it signs now"]);
+    // A wrong signature of somebody trusted is an error beside enough right ones.
+    trust(dir, "", &[("Rel", 1, "roles = [\"release\"]"), ("Lea", 2, "roles = [\"release\"]")]);
+    succeeds(dir, &["feed", "sign", "f.json", "--key", "2.key"]);
+    let mut envelope = Envelope::parse(&fs::read(dir.join("f.json")).unwrap()).unwrap();
+    let lea = key(2).public().unwrap().id();
+    envelope.signatures.iter_mut().filter(|one| one.key_id == lea).for_each(|one| one.signature[40] ^= 1);
+    fs::write(dir.join("f.json"), envelope.to_json()).unwrap();
+    fails(dir, &using, 3, &["\"Lea\"", "is wrong"]);
+}
+
+#[test]
+fn a_feed_takes_no_signature_that_it_could_not_be_read_with() {
+    let world = world();
+    let dir = world.path();
+    succeeds(
+        dir,
+        &["feed", "add", "f.json", "--name", "f", "--patch", "one.nestpatch", "--status", "active", "--key", "1.key"],
+    );
+    let mut envelope = Envelope::parse(&fs::read(dir.join("f.json")).unwrap()).unwrap();
+    for seed in 10..73 {
+        envelope.signatures.push(key(seed).sign(&envelope.statement).unwrap());
+    }
+    fs::write(dir.join("f.json"), envelope.to_json()).unwrap();
+    fails(dir, &["feed", "sign", "f.json", "--key", "2.key"], 7, &["expected 1 to 64, found 65"]);
 }
 
 #[test]
@@ -382,8 +461,42 @@ fn nothing_is_applied_that_could_not_be_remembered() {
     let dir = world.path();
     trust(dir, "", &[("Ada", 1, "")]);
     let apply = ["apply", "one.nestpatch", "base", "-o", "out", "--trust", "trust.toml", "--seen"];
-    fails(dir, &[&apply[..], &["no/such/seen.json"]].concat(), 1, &["no/such/seen.json"]);
-    fails(dir, &[&apply[..], &["base"]].concat(), 7, &["expected a regular file"]);
+    fails(dir, &[&apply[..], &["no/such/seen.json"]].concat(), 1, &["no/such"]);
+    fails(dir, &[&apply[..], &["base"]].concat(), 1, &["expected a regular file"]);
+    // A link that leads nowhere is a disk that is not there, not a memory of nothing.
+    symlink("gone/seen.json", dir.join("seen.json")).unwrap();
+    let ran = run(dir, &[&apply[..], &["seen.json"]].concat());
+    assert!(ran.code == Some(1) && ran.stderr.contains("seen.json"), "{ran:?}");
+    assert!(!dir.join("out").exists());
+}
+
+#[test]
+fn the_memory_may_lie_in_the_checkpoint() {
+    let world = world();
+    let dir = world.path();
+    trust(dir, "", &[("Ada", 1, "")]);
+    let seen = ["--trust", "trust.toml", "--seen", "base/seen.json"];
+    succeeds(dir, &[&["verify", "one.nestpatch", "--checkpoint", "base"][..], &seen].concat());
+    succeeds(dir, &[&["apply", "one.nestpatch", "base", "--in-place"][..], &seen].concat());
+    assert!(fs::read_to_string(dir.join("base/seen.json")).unwrap().contains("\"tests\""));
+}
+
+#[test]
+fn of_two_patches_with_one_number_one_is_believed_at_once() {
+    let world = world();
+    let dir = world.path();
+    fs::write(dir.join("twin.nestpatch"), twin(dir)).unwrap();
+    trust(dir, "", &[("Ada", 1, "")]);
+    for round in 0..10 {
+        let seen = format!("seen-{round}.json");
+        let start = |patch: &str| {
+            let arguments = ["verify", patch, "--trust", "trust.toml", "--seen", &seen];
+            let mut command = Command::new(env!("CARGO_BIN_EXE_nestpatch"));
+            command.args(arguments).current_dir(dir).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        };
+        let codes = ["two.nestpatch", "twin.nestpatch"].map(start).map(|mut one| one.wait().unwrap().code().unwrap());
+        assert_eq!(codes.iter().sum::<i32>(), 3, "{codes:?}: one is refused with 3");
+    }
 }
 
 #[test]
@@ -443,8 +556,10 @@ fn only_those_whose_feed_counts_add_to_it() {
         let add = ["feed", "add", "f.json", "--name", "status", "--patch", "one.nestpatch", "--status", "active"];
         [&add[..], &["--trust", "trust.toml", "--key", key]].concat()
     };
-    fails(dir, &add("3.key"), 3, &["nobody with the role release"]);
-    fails(dir, &add("4.key"), 3, &["nobody with the role release"]);
+    fails(dir, &add("3.key"), 3, &["no feed counts that it signs now", "role release"]);
+    fails(dir, &add("4.key"), 3, &["no feed counts that it signs now", "role release"]);
+    let other = [&add("1.key")[..4], &["another"], &add("1.key")[5..]].concat();
+    fails(dir, &other, 7, &["expected the feed \"status\"", "found \"another\""]);
     let ran = succeeds(dir, &add("1.key"));
     assert!(ran.stderr.contains("counts only with 1 more signature"), "{ran:?}");
     // A signature that somebody spoilt is noticed by those who look, and its owner can make it good.

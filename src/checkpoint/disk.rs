@@ -57,7 +57,10 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
 fn write_beside(path: &Path, bytes: &[u8], place: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let partial = path.with_file_name(format!(".{name}.partial-{}", std::process::id()));
-    let written = create_with(&partial, bytes).and_then(|()| place(&partial));
+    // Not ours to remove if it cannot be created.
+    let file = create(&partial)?;
+    let written =
+        write_at(&file, &partial, bytes, 0).and_then(|()| sync(&file, &partial)).and_then(|()| place(&partial));
     if written.is_err() {
         remove(&partial)?;
     }

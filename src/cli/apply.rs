@@ -22,7 +22,7 @@ pub(super) struct Arguments {
     destination: Destination,
     #[command(flatten)]
     trusted: Trusted,
-    /// Do everything but write: say what would change, and whether the result is what the publisher signed.
+    /// Write no checkpoint: say what would change, and whether the result is what the publisher signed.
     #[arg(long)]
     dry_run: bool,
 }
@@ -52,10 +52,6 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
     }
     note_strays(&checkpoint, output);
     output.data("nestpatch/apply/1", &done, text)?;
-    if !arguments.dry_run {
-        let manifest = &contents.manifest;
-        arguments.trusted.remember(&manifest.series, manifest.sequence, contents.id())?;
-    }
     Ok(Exit::Done)
 }
 

@@ -37,7 +37,7 @@ enum Action {
     Add(Box<Add>),
     /// Issue the same feed with a new expiry.
     Renew(Renew),
-    /// Add a signature to the newest issue, of which the whole is printed: read it first.
+    /// Add a signature to the newest issue. Read it first, with `feed show`.
     Sign(Sign),
     /// Show a feed, and whether it is to be believed.
     Show(Show),
@@ -121,10 +121,10 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
     match &arguments.action {
         Action::Add(add) => run_add(add, output),
         Action::Renew(Renew { feed: path, issue }) => {
-            let key = issue.key.read()?;
+            let signer = issue.signer()?;
             let _lock = lock_folder_of(path)?;
-            let feed = issue.read_old(path, &key)?;
-            issue.publish(path, feed, &key, output)
+            let feed = signer.read_old(path)?;
+            signer.publish(path, feed, issue.days, output)
         }
         Action::Sign(sign) => run_sign(sign, output),
         Action::Show(show) => run_show(show, output),
@@ -134,7 +134,7 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
 fn run_add(add: &Add, output: Output) -> Result<Exit, Failure> {
     let (patch, by) = (patch_id(&add.patch)?, add.by.as_deref().map(patch_id).transpose()?);
     let status = STATUSES.into_iter().find(|status| status.as_str() == add.status).unwrap_or(PatchStatus::Active);
-    let key = add.issue.key.read()?;
+    let signer = add.issue.signer()?;
     let _lock = lock_folder_of(&add.feed)?;
     let now = Timestamp::now();
     let is_new = add.feed.symlink_metadata().is_err();
@@ -145,7 +145,7 @@ fn run_add(add: &Add, output: Output) -> Result<Exit, Failure> {
             return Err(Failure::message(Exit::Failed, what).hint("to start one, name it with --name"));
         }
         (name, false) => {
-            let old = add.issue.read_old(&add.feed, &key)?;
+            let old = signer.read_old(&add.feed)?;
             if let Some(name) = name.as_ref().filter(|name| **name != old.feed) {
                 let what = format!("{}: expected the feed {name:?}, found {:?}", add.feed.display(), old.feed);
                 return Err(Failure::message(Exit::Input, what));
@@ -154,56 +154,66 @@ fn run_add(add: &Add, output: Output) -> Result<Exit, Failure> {
         }
     };
     feed.entries.push(FeedEntry { patch, status, since: now, reason: add.reason.clone(), by });
-    add.issue.publish(&add.feed, feed, &key, output)
+    signer.publish(&add.feed, feed, add.issue.days, output)
 }
 
 impl Issue {
-    /// The newest issue, if those who may signed it: nobody adds to what somebody else slipped in.
-    fn read_old(&self, path: &Path, key: &SecretKey) -> Result<StatusFeed, Failure> {
+    /// The key, and whose feeds count.
+    fn signer(&self) -> Result<Signer, Failure> {
+        let key = self.key.read()?;
+        let public = key.public().map_err(|error| Failure::new(Exit::Input, &error))?;
         let policy = match &self.trust {
             Some(trust) => read_trust_file(trust)?,
-            None => {
-                let public = key.public().map_err(|error| Failure::new(Exit::Input, &error))?;
-                Policy::from_keys([("this key".to_owned(), public)]).map_err(Failure::other)?
-            }
+            None => Policy::from_keys([("this key".to_owned(), public.clone())]).map_err(Failure::other)?,
         };
-        policy.read_status_feed(&read_feed(path)?).map_err(|error| feed_failure(path, &error))
-    }
-
-    /// How many more signatures the trust file asks for on an issue that this key has signed.
-    fn missing(&self, key: &SecretKey) -> Result<usize, Failure> {
-        let Some(trust) = &self.trust else { return Ok(0) };
-        let policy = read_trust_file(trust)?;
-        let id = key.public().map_err(|error| Failure::new(Exit::Input, &error))?.id();
-        let may = |(person, _): &(&Person, &TrustedKey)| person.roles.contains(&Role::Release);
-        match policy.find(id).filter(may) {
-            Some(_) => Ok(policy.conditions().status.as_ref().map_or(0, |rule| rule.threshold - 1)),
-            None => {
-                let what = format!("{}: key {} is of nobody with the role release", trust.display(), id.short());
-                Err(Failure::message(Exit::Untrusted, what).hint("sign with the key of somebody whose feed counts"))
-            }
+        let counts = |(person, key): &(&Person, &TrustedKey)| {
+            person.roles.contains(&Role::Release) && key.is_out_of_time(policy.time()).is_none()
+        };
+        if policy.find(public.id()).filter(counts).is_none() {
+            let what = format!("key {}: by this trust file, no feed counts that it signs now", public.id().short());
+            let hint = "sign with a key that counts now, of somebody with the role release";
+            return Err(Failure::message(Exit::Untrusted, what).hint(hint));
         }
+        Ok(Signer { key, policy })
+    }
+}
+
+/// A key that may sign the feed, and whose feeds count.
+struct Signer {
+    key: SecretKey,
+    policy: Policy,
+}
+
+impl Signer {
+    /// The newest issue, if those who may signed it: nobody adds to what somebody else slipped in.
+    fn read_old(&self, path: &Path) -> Result<StatusFeed, Failure> {
+        self.policy.read_status_feed(&read_feed(path)?).map_err(|error| feed_failure(path, &error))
     }
 
     /// Writes the next issue.
-    fn publish(&self, path: &Path, feed: StatusFeed, key: &SecretKey, output: Output) -> Result<Exit, Failure> {
+    fn publish(&self, path: &Path, feed: StatusFeed, days: u32, output: Output) -> Result<Exit, Failure> {
+        let rule = self.policy.conditions().status.as_ref();
+        if let Some(rule) = rule.filter(|rule| rule.feed != feed.feed) {
+            let what = format!("expected the feed {:?}, as the trust file says, found {:?}", rule.feed, feed.feed);
+            return Err(Failure::message(Exit::Input, what));
+        }
         let is_new = feed.number == 0;
-        let missing = self.missing(key)?;
         let issued = Timestamp::now();
-        let feed = StatusFeed { number: feed.number + 1, issued, expires: issued.plus_days(self.days), ..feed };
+        let feed = StatusFeed { number: feed.number + 1, issued, expires: issued.plus_days(days), ..feed };
         let statement = feed.to_bytes().map_err(|error| Failure::new(Exit::Usage, &error))?;
-        let signature = key.sign(&statement).map_err(|error| Failure::new(Exit::Input, &error))?;
+        let signature = self.key.sign(&statement).map_err(|error| Failure::new(Exit::Input, &error))?;
         let envelope = Envelope::new(statement, vec![signature]);
-        let text = envelope.to_json() + "\n";
+        let text = text_of(path, &envelope)?;
         match is_new {
             true => write_new(path, text.as_bytes())?,
             false => replace(path, text.as_bytes())?,
         }
+        let missing = rule.map_or(0, |rule| rule.threshold - 1);
         if missing > 0 {
             let more = count(missing as u64, "more signature");
             warn(&format!("note: this issue counts only with {more}: `nestpatch feed sign {}`", path.display()));
         }
-        show(path, &envelope, &feed, None, output)
+        show(path, &envelope, &feed, None, self.policy.time(), output)
     }
 }
 
@@ -211,7 +221,7 @@ fn run_sign(sign: &Sign, output: Output) -> Result<Exit, Failure> {
     let path = &sign.feed;
     let key = sign.key.read()?;
     let _lock = lock_folder_of(path)?;
-    let (mut envelope, feed) = read_unsigned(path)?;
+    let (mut envelope, feed) = parse(path, &read_feed(path)?)?;
     if let Some(trust) = &sign.trust {
         read_trust_file(trust)?.check_feed_signatures(&envelope).map_err(|error| feed_failure(path, &error))?;
     }
@@ -224,17 +234,19 @@ fn run_sign(sign: &Sign, output: Output) -> Result<Exit, Failure> {
     envelope.signatures.retain(|other| other.key_id != signature.key_id);
     envelope.signatures.push(signature);
     let envelope = Envelope::new(envelope.statement, envelope.signatures);
-    replace(path, (envelope.to_json() + "\n").as_bytes())?;
-    show(path, &envelope, &feed, None, output)
+    replace(path, text_of(path, &envelope)?.as_bytes())?;
+    show(path, &envelope, &feed, None, Timestamp::now(), output)
 }
 
 fn run_show(arguments: &Show, output: Output) -> Result<Exit, Failure> {
     let path = &arguments.feed;
-    let (envelope, feed) = read_unsigned(path)?;
+    let bytes = read_feed(path)?;
+    let (envelope, feed) = parse(path, &bytes)?;
     let policy = arguments.keys.policy()?;
+    let at = policy.as_ref().map_or_else(Timestamp::now, Policy::time);
     let trusted = match &policy {
         None => None,
-        Some(policy) => match policy.clone().knowing(&read_feed(path)?) {
+        Some(policy) => match policy.clone().knowing(&bytes) {
             Ok(_) => Some(true),
             Err(error) => {
                 warn(feed_failure(path, &error).to_string().trim_end());
@@ -245,16 +257,22 @@ fn run_show(arguments: &Show, output: Output) -> Result<Exit, Failure> {
     if policy.is_none() {
         output.note("note: no key or trust file was given, so no signature is checked; the exit code says so");
     }
-    show(path, &envelope, &feed, trusted, output)?;
+    show(path, &envelope, &feed, trusted, at, output)?;
     Ok(if trusted == Some(true) { Exit::Done } else { Exit::Untrusted })
 }
 
-/// Reads a feed that nobody vouches for.
-fn read_unsigned(path: &Path) -> Result<(Envelope, StatusFeed), Failure> {
-    let bytes = read_feed(path)?;
-    let envelope = Envelope::parse(&bytes).map_err(|error| feed_failure(path, &error.into()))?;
+/// What a file says, whoever vouches for it.
+fn parse(path: &Path, bytes: &[u8]) -> Result<(Envelope, StatusFeed), Failure> {
+    let envelope = Envelope::parse(bytes).map_err(|error| feed_failure(path, &error.into()))?;
     let feed = StatusFeed::parse(&envelope.statement).map_err(|error| feed_failure(path, &error.into()))?;
     Ok((envelope, feed))
+}
+
+/// The text of an envelope, if it can be read again: with one signature more, it may be too long or have too many.
+fn text_of(path: &Path, envelope: &Envelope) -> Result<String, Failure> {
+    let text = envelope.to_json() + "\n";
+    Envelope::parse(text.as_bytes()).map_err(|error| feed_failure(path, &error.into()))?;
+    Ok(text)
 }
 
 fn read_feed(path: &Path) -> Result<Vec<u8>, Failure> {
@@ -266,10 +284,11 @@ fn show(
     envelope: &Envelope,
     feed: &StatusFeed,
     trusted: Option<bool>,
+    at: Timestamp,
     output: Output,
 ) -> Result<Exit, Failure> {
     let key_ids = envelope.signatures.iter().map(|one| one.key_id).collect();
-    let expired = feed.expires <= Timestamp::now();
+    let expired = feed.expires <= at;
     output.data("nestpatch/feed/1", &Report { file: path, trusted, expired, key_ids, feed }, text)?;
     Ok(Exit::Done)
 }

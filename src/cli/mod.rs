@@ -11,6 +11,7 @@ pub mod failure;
 mod feed;
 mod inspect;
 mod keygen;
+mod memory;
 mod output;
 mod passphrase;
 mod progress;

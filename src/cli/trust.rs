@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::failure::{Exit, Failure};
 use super::output::{Output, fields, on_one_line};
-use super::trusted::{read_text, read_trust_file};
+use super::trusted::{parse_trust_file, read_text, read_trust_file};
 use crate::checkpoint::{lock_folder_of, replace, write_new};
 use crate::digest::Sha256;
 use crate::format::Timestamp;
@@ -126,7 +126,7 @@ fn run_add(add: &Add, output: Output) -> Result<Exit, Failure> {
     let is_new = add.file.symlink_metadata().is_err();
     let old = if is_new { "version = 1\n".to_owned() } else { read_text(&add.file)? };
     if !is_new {
-        let policy = read_trust_file(&add.file)?;
+        let policy = parse_trust_file(&add.file, &old)?;
         if policy.people().iter().any(|person| person.name == add.name) {
             let what = format!("{}: {:?} is there already", add.file.display(), add.name);
             return Err(Failure::message(Exit::Input, what).hint("add the key to their `keys` in the file"));
@@ -134,7 +134,7 @@ fn run_add(add: &Add, output: Output) -> Result<Exit, Failure> {
     }
     let separator = if old.ends_with('\n') { "\n" } else { "\n\n" };
     let new = format!("{old}{separator}{}", add.person()?);
-    // Read back before anything is written: what is added must be understood as meant.
+    // Read back before anything is written.
     let policy = Policy::from_trust_file(&new).map_err(|error| {
         let why = format!("{}: with {:?} added it would not be a trust file: {error}", add.file.display(), add.name);
         Failure::message(Exit::Input, why)

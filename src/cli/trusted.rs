@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use super::failure::{Exit, Failure};
+use super::memory;
 use crate::checkpoint::{CheckpointError, read_bounded};
 use crate::digest::Sha256;
 use crate::format::limits::{MAX_ENVELOPE_BYTES, MAX_LABEL_BYTES};
 use crate::format::{Container, Timestamp};
 use crate::patch::verify::verify;
-use crate::patch::{MAX_FILE_BYTES, VerifiedPatch};
-use crate::trust::{Policy, PublicKey, Seen, SeenError, SeenFileError, TrustError, read_public_key};
+use crate::patch::{MAX_FILE_BYTES, PatchError, VerifiedPatch};
+use crate::trust::{Policy, PublicKey, SeenError, TrustError, read_public_key};
 
 /// The longest trust file read, in bytes: a thousand people with three keys each. TOML takes 75 times that in memory.
 const MAX_TRUST_BYTES: u64 = 512 << 10;
@@ -80,29 +81,40 @@ impl Trusted {
         };
         if let Some(path) = &self.seen {
             // Written before anything else is, so that nothing is done that could then not be remembered.
-            policy = policy.remembering(Seen::update(path, |_| {})?);
+            policy = policy.remembering(memory::update(path, |_| Ok(()))?);
         }
         if let Some(path) = &self.status_feed {
             let bytes = read_input(path, MAX_ENVELOPE_BYTES as u64, Exit::Input)?;
             policy = policy.knowing(&bytes).map_err(|error| feed_failure(path, &error))?;
-        }
-        if let (Some(path), Some(feed)) = (&self.seen, policy.status_feed()) {
-            // Believed, so remembered, whatever becomes of the patch: else an older issue would do next time.
-            Seen::update(path, |seen| seen.note_feed(feed))?;
+            if let (Some(seen), Some(feed)) = (&self.seen, policy.status_feed()) {
+                // Believed, so remembered, whatever becomes of the patch: else an older issue would do next time.
+                memory::update(seen, |seen| {
+                    seen.check_feed(feed).map_err(|error| feed_failure(path, &error.into()))?;
+                    seen.note_feed(feed);
+                    Ok(())
+                })?;
+            }
         }
         Ok(Some(if self.allow_superseded { policy.allowing_superseded() } else { policy }))
     }
 
-    /// Reads a patch and checks that it is trusted.
+    /// Reads a patch, checks that it is trusted, and remembers that it was.
     pub(super) fn verified(&self, path: &Path) -> Result<VerifiedPatch, Failure> {
         let policy = self.policy()?.ok_or_else(|| no_key("no key to check the patch's signature with"))?;
-        Ok(verify(read_patch(path)?, &policy)?)
+        let patch = verify(read_patch(path)?, &policy)?;
+        let contents = patch.contents();
+        self.remember(&contents.manifest.series, contents.manifest.sequence, contents.id())?;
+        Ok(patch)
     }
 
-    /// Remembers that this patch was believed, if `--seen` says where.
+    /// Remembers that this patch was believed, if `--seen` says where. What another process remembered meanwhile counts.
     pub(super) fn remember(&self, series: &str, number: u64, patch: Sha256) -> Result<(), Failure> {
         let Some(path) = &self.seen else { return Ok(()) };
-        Seen::update(path, |seen| seen.note_patch(series, number, patch))?;
+        memory::update(path, |seen| {
+            seen.check_patch(series, number, patch).map_err(|error| PatchError::Trust(error.into()))?;
+            seen.note_patch(series, number, patch);
+            Ok(())
+        })?;
         Ok(())
     }
 }
@@ -116,8 +128,12 @@ fn name_of(path: &Path) -> String {
 
 /// Reads a trust file.
 pub(super) fn read_trust_file(path: &Path) -> Result<Policy, Failure> {
-    let text = read_text(path)?;
-    Policy::from_trust_file(&text).map_err(|error| unusable(path, &error))
+    parse_trust_file(path, &read_text(path)?)
+}
+
+/// Reads the text of a trust file; `path` is for the error.
+pub(super) fn parse_trust_file(path: &Path, text: &str) -> Result<Policy, Failure> {
+    Policy::from_trust_file(text).map_err(|error| unusable(path, &error))
 }
 
 /// Reads a trust file's text.
@@ -178,20 +194,6 @@ pub(super) fn read_input(path: &Path, limit: u64, exit: Exit) -> Result<Vec<u8>,
         CheckpointError::TooLarge { .. } => Failure::new(exit, &error),
         _ => Failure::new(Exit::Failed, &error),
     })
-}
-
-impl From<SeenFileError> for Failure {
-    fn from(error: SeenFileError) -> Self {
-        let exit = match error {
-            SeenFileError::Io { .. } => Exit::Failed,
-            SeenFileError::Format { .. } => Exit::Input,
-        };
-        let failure = Self::new(exit, &error);
-        match error {
-            SeenFileError::Format { .. } => failure.hint("give --seen a file of its own; a new one is made"),
-            SeenFileError::Io { .. } => failure,
-        }
-    }
 }
 
 fn no_key(what: &str) -> Failure {

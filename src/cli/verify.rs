@@ -41,6 +41,8 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
     let bars = Bars::new(output);
     let found = examine(bytes, policy.as_ref(), checkpoint.as_ref(), &bars)?;
     bars.clear();
+    // The memory may lie in the checkpoint's folder, which is locked until here.
+    drop(checkpoint);
     if let (Verdict::Trusted, Some((series, number))) = (found.verdict, &found.series) {
         arguments.trusted.remember(series, *number, found.patch)?;
     }

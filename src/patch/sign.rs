@@ -36,9 +36,11 @@ pub struct Signed {
 /// the new file.
 ///
 /// # Errors
-/// A malformed patch; a key that has signed it already; a 65th signature.
+/// A malformed patch, or one that holds what this version does not know; a key that has signed it already; a 65th signature.
 pub fn sign(bytes: Vec<u8>, key: &SecretKey) -> Result<(Signed, Vec<u8>), PatchError> {
-    let contents = Contents::read_whole(bytes)?;
+    // Nobody vouches for it yet: bounded first, then all of it.
+    let contents = Contents::read_whole(Contents::read(bytes)?.into_bytes())?;
+    contents.require_understood()?;
     let container = Container::parse(contents.bytes())?;
     let record = key.sign(container.manifest())?;
     let key_id = record.key_id;

@@ -6,7 +6,7 @@ use super::{Contents, Parts, PatchError};
 use crate::checkpoint::{BindError, BoundBase, Checkpoint, Progress, Side};
 use crate::digest::Sha256;
 use crate::format::{Container, Kind, Manifest, PatchStatus, Payload};
-use crate::trust::{self, Policy, Signatures, Signer, TrustError};
+use crate::trust::{self, Policy, Signatures, Signer, TrustError, Verified};
 
 /// A patch that a trusted key signed, its payload read. Only [`verify`] makes one.
 #[derive(Debug, Clone)]
@@ -16,6 +16,11 @@ pub struct VerifiedPatch {
 }
 
 impl VerifiedPatch {
+    fn new(bytes: Vec<u8>, verified: &Verified<Manifest>, parts: Parts) -> Self {
+        let signatures = verified.signatures().clone();
+        Self { contents: Contents::new(bytes, Manifest::clone(verified), parts), signatures }
+    }
+
     /// The patch.
     pub fn contents(&self) -> &Contents {
         &self.contents
@@ -34,9 +39,8 @@ impl VerifiedPatch {
 pub fn verify(bytes: Vec<u8>, policy: &Policy) -> Result<VerifiedPatch, PatchError> {
     let container = Container::parse(&bytes)?;
     let verified = trust::verify(&container, policy)?;
-    let (manifest, signatures) = (Manifest::clone(&verified), verified.signatures().clone());
-    let parts = Parts::of(&container, &manifest, Payload::read)?;
-    Ok(VerifiedPatch { contents: Contents::new(bytes, manifest, parts), signatures })
+    let parts = Parts::of(&container, &verified, Payload::read)?;
+    Ok(VerifiedPatch::new(bytes, &verified, parts))
 }
 
 /// The outcome of an examination; it decides the exit code.
@@ -127,15 +131,16 @@ pub fn examine(
     let Some(policy) = policy else {
         return Ok(Examination::unsigned(&Contents::read(bytes)?));
     };
-    match trust::verify(&container, policy) {
+    let verified = match trust::verify(&container, policy) {
         Err(error) if !is_malformed(&error) => return Ok(Examination::distrusted(&container, &error)),
-        Err(error) => return Err(error.into()),
-        Ok(_) => {}
-    }
-    match verify(bytes, policy) {
+        verified => verified?,
+    };
+    match Parts::of(&container, &verified, Payload::read) {
         Err(PatchError::NotUnderstood { what }) => Ok(Examination::not_understood(id, &what)),
-        Err(error) => Err(error),
-        Ok(patch) => Examination::trusted(&patch, policy, checkpoint, progress),
+        parts => {
+            let parts = parts?;
+            Examination::trusted(&VerifiedPatch::new(bytes, &verified, parts), policy, checkpoint, progress)
+        }
     }
 }
 

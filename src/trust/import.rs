@@ -160,7 +160,9 @@ fn pem(text: &str) -> Option<Found> {
 
 /// The Base64 body of a PEM without its frame.
 fn der_kind(text: &str) -> Option<Found> {
-    let joined: Zeroizing<String> = Zeroizing::new(text.lines().map(str::trim).collect());
+    // Never grown: a reallocation would leave a copy of a private key behind.
+    let mut joined = Zeroizing::new(String::with_capacity(text.len()));
+    text.lines().for_each(|line| joined.push_str(line.trim()));
     let bytes = Zeroizing::new(Base64::decode_vec(&joined).ok()?);
     if PrivateKeyInfoRef::from_der(&bytes).is_ok() || EncryptedPrivateKeyInfoRef::from_der(&bytes).is_ok() {
         return found("a private key", "Base64 of PKCS#8");

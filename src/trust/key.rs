@@ -20,7 +20,7 @@ use crate::trust::import;
 
 /// scrypt's cost: 2^14 blocks of 1 KiB, five times over. 16 MiB, which OpenSSL also allows, and about 0.3 s.
 const SCRYPT: (u8, u32, u32) = (14, 8, 5);
-/// The most bytes that a key file may make scrypt hold (128 N r) ...
+/// The most bytes that a key file may make scrypt hold, 128 r (N + p) ...
 const MAX_SCRYPT_MEMORY: u64 = 1 << 28;
 /// ... how often over (p), so that it takes seconds at most ...
 const MAX_SCRYPT_PASSES: u64 = 16;
@@ -287,7 +287,8 @@ fn check_cost(scheme: &EncryptionScheme) -> Result<(), KeyError> {
     };
     match &parameters.kdf {
         pbes2::Kdf::Scrypt(cost) => {
-            let memory = cost.cost_parameter.saturating_mul(u64::from(cost.block_size)).saturating_mul(128);
+            let blocks = cost.cost_parameter.saturating_add(u64::from(cost.parallelization));
+            let memory = blocks.saturating_mul(u64::from(cost.block_size)).saturating_mul(128);
             at_most("bytes of scrypt memory", MAX_SCRYPT_MEMORY, memory)?;
             at_most("passes of scrypt", MAX_SCRYPT_PASSES, cost.parallelization.into())
         }

@@ -15,5 +15,5 @@ pub(crate) use foreign::ForeignMessage;
 pub use key::{KeyError, PublicKey, SecretKey};
 pub use keyfile::{KeyFileError, KeyPairPaths, create_key_pair, read_public_key, read_secret_key};
 pub use policy::{Conditions, Person, Policy, PolicyError, Role, StatusRule, TrustedKey};
-pub use seen::{Seen, SeenError, SeenFileError};
+pub use seen::{NotAMemory, Seen, SeenError};
 pub use verify::{PassedOver, Signatures, Signer, TrustError, Verified, verify};

@@ -306,6 +306,9 @@ fn check_conditions(people: &[Person], conditions: &Conditions) -> Result<(), Po
     for (role, count) in &conditions.require {
         within(&format!("require.{role}"), *count, holding(*role), &format!("people with the role {role}"))?;
     }
+    if conditions.minimum.len() > MAX_PEOPLE {
+        return Err(rule("series", format!("at most {MAX_PEOPLE}"), conditions.minimum.len()));
+    }
     for (series, minimum) in &conditions.minimum {
         check_label("series", series)?;
         if *minimum == 0 {

@@ -1,18 +1,12 @@
 //! What a reader has seen before, against being shown something older (`spec/trust.md`, *Memory*).
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{Blake3, Sha256};
 use crate::format::StatusFeed;
 use crate::format::json;
-
-/// The longest memory file read, in bytes.
-const MAX_SEEN_BYTES: u64 = 16 << 20;
 
 /// Why a patch or feed is refused for what was seen before.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -49,27 +43,11 @@ pub enum SeenError {
     },
 }
 
-/// Why the memory cannot be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum SeenFileError {
-    /// The system refuses.
-    #[error("{}: cannot {action}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What was tried.
-        action: &'static str,
-        /// Why not.
-        source: io::Error,
-    },
-    /// Not a memory file.
-    #[error("{}: expected what this program has seen before, found another kind of file: {reason}", path.display())]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
+/// A text that is no memory.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected what this program has seen before, found another kind of file: {reason}")]
+pub struct NotAMemory {
+    reason: String,
 }
 
 /// The greatest number seen of each series and status feed.
@@ -152,55 +130,23 @@ impl Seen {
         }
     }
 
-    /// Reads a memory file; one that is not there yet is an empty memory.
+    /// Reads the text of a memory; white space round it is ignored.
     ///
     /// # Errors
-    /// A file that cannot be read, or is none.
-    pub fn load(path: &Path) -> Result<Self, SeenFileError> {
-        let failed = |source| SeenFileError::Io { path: path.to_owned(), action: "read", source };
-        let format = |reason: String| SeenFileError::Format { path: path.to_owned(), reason };
-        let mut bytes = Vec::new();
-        match fs::metadata(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            Ok(metadata) if !metadata.is_file() => return Err(format("expected a regular file".to_owned())),
-            _ => File::open(path).and_then(|file| file.take(MAX_SEEN_BYTES + 1).read_to_end(&mut bytes)),
-        }
-        .map_err(failed)?;
-        if bytes.len() as u64 > MAX_SEEN_BYTES {
-            return Err(format(format!("expected at most {MAX_SEEN_BYTES} bytes")));
-        }
+    /// Not a memory, or one of a later version.
+    pub fn parse(bytes: &[u8]) -> Result<Self, NotAMemory> {
         let bytes = bytes.trim_ascii();
-        json::check(bytes).map_err(|error| format(error.to_string()))?;
-        serde_json::from_slice(bytes).map_err(|error| format(error.to_string()))
+        json::check(bytes).map_err(|error| NotAMemory { reason: error.to_string() })?;
+        serde_json::from_slice(bytes).map_err(|error| NotAMemory { reason: error.to_string() })
     }
 
-    /// Changes a memory file by `note`, whole or not at all; two programs at once both get their say. The file is
-    /// written even if nothing is new, so whoever calls this first knows that it can be written later.
+    /// Writes the text; what is written reads back.
     ///
     /// # Errors
-    /// A file that cannot be read or written, or is none.
-    pub fn update(path: &Path, note: impl FnOnce(&mut Self)) -> Result<Self, SeenFileError> {
-        // A link stays a link: what it leads to is replaced.
-        let followed = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let path = followed.as_path();
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let failed = |action| move |source| SeenFileError::Io { path: path.to_owned(), action, source };
-        // The folder is what is locked: the file itself is replaced.
-        let lock = File::open(folder).map_err(failed("open the folder of"))?;
-        lock.lock().map_err(failed("lock the folder of"))?;
-        let mut seen = Self::load(path)?;
-        note(&mut seen);
-        let text = serde_json::to_string_pretty(&seen).map_err(|error| failed("write")(error.into()))? + "\n";
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let partial = path.with_file_name(format!(".{name}.partial-{}", std::process::id()));
-        let written = OpenOptions::new().write(true).create_new(true).open(&partial).and_then(|mut file| {
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&partial, path)?;
-            lock.sync_all()
-        });
-        written.inspect_err(|_| drop(fs::remove_file(&partial))).map_err(failed("write"))?;
-        Ok(seen)
+    /// More names than one JSON object may have.
+    pub fn to_text(&self) -> Result<String, NotAMemory> {
+        let text = serde_json::to_string_pretty(self).map_err(|error| NotAMemory { reason: error.to_string() })?;
+        Self::parse(text.as_bytes()).map(|_| text + "\n")
     }
 }
 
@@ -252,30 +198,13 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_replaced_whole_and_merged() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("seen.json");
-        assert_eq!(Seen::load(&path).unwrap(), Seen::default());
-        Seen::update(&path, |seen| seen.note_patch("s", 2, patch(2))).unwrap();
-        Seen::update(&path, |seen| seen.note_patch("s", 1, patch(1))).unwrap();
-        Seen::update(&path, |seen| seen.note_feed(&feed(4, &[1]))).unwrap();
-        let mut expected = Seen::default();
-        expected.note_patch("s", 2, patch(2));
-        expected.note_feed(&feed(4, &[1]));
-        assert_eq!(Seen::load(&path).unwrap(), expected);
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn another_file_is_refused_and_kept() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("seen.json");
+    fn a_memory_reads_back_and_nothing_else_is_one() {
+        let mut seen = Seen::default();
+        seen.note_patch("s", 2, patch(2));
+        seen.note_feed(&feed(4, &[1]));
+        assert_eq!(Seen::parse(seen.to_text().unwrap().as_bytes()), Ok(seen));
         for text in ["", "{}", "[]", "{\"schema\":\"nestpatch/seen/2\",\"series\":{},\"feeds\":{}}"] {
-            fs::write(&path, text).unwrap();
-            let error = Seen::update(&path, |seen| seen.note_patch("s", 1, patch(1))).unwrap_err();
-            assert!(matches!(error, SeenFileError::Format { .. }), "{text}: {error}");
-            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+            assert!(Seen::parse(text.as_bytes()).unwrap_err().to_string().contains("another kind of file"), "{text}");
         }
-        assert!(matches!(Seen::load(folder.path()), Err(SeenFileError::Format { .. })));
     }
 }

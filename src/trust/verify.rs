@@ -194,9 +194,10 @@ impl<T> Deref for Verified<T> {
 /// they say is current, as far as the policy's conditions, status feed and memory tell.
 ///
 /// # Errors
-/// In this order: a wrong signature under a trusted key; too few trusted people; a manifest that breaks a rule; too few
+/// In this order: a status feed that is not current; a wrong signature under a trusted key; too few trusted people; a manifest that breaks a rule; too few
 /// people for its series, or with a role; a number that is too low; a status that forbids using it.
 pub fn verify(container: &Container<'_>, policy: &Policy) -> Result<Verified<Manifest>, TrustError> {
+    policy.check_feed()?;
     let mut signatures = Signatures::sort(&container.signing_input(), container.signatures(), policy)?;
     signatures.require(policy, policy.conditions().threshold)?;
     let manifest = container.read_manifest().map_err(|error| match error {
@@ -270,16 +271,19 @@ impl Policy {
     /// # Errors
     /// Those of [`Policy::read_status_feed`]; a feed that has expired, or is older than one that was seen before.
     pub fn knowing(mut self, envelope: &[u8]) -> Result<Self, TrustError> {
-        let feed = self.read_status_feed(envelope)?;
+        self.feed = Some(self.read_status_feed(envelope)?);
+        self.check_feed()?;
+        Ok(self)
+    }
+
+    /// Whether the feed that is known is current; asked again whenever it is used, as time and memory may be set later.
+    fn check_feed(&self) -> Result<(), TrustError> {
+        let Some(feed) = self.status_feed() else { return Ok(()) };
         if feed.expires <= self.time() {
-            let StatusFeed { feed, number, expires, .. } = feed;
+            let StatusFeed { feed, number, expires, .. } = feed.clone();
             return Err(TrustError::ExpiredFeed { feed, number, expires, at: self.time() });
         }
-        if let Some(seen) = self.seen() {
-            seen.check_feed(&feed)?;
-        }
-        self.feed = Some(feed);
-        Ok(self)
+        self.seen().map_or(Ok(()), |seen| seen.check_feed(feed)).map_err(TrustError::from)
     }
 }
 
