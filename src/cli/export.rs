@@ -182,7 +182,7 @@ fn print(texts: &Texts, output: Output) -> Result<(), Failure> {
 }
 
 fn several(texts: &Texts) -> Failure {
-    usage(format!("{} people signed, and a bundle holds one signature", texts.main.len()))
+    usage(format!("{} keys signed, and a bundle holds one signature", texts.main.len()))
         .hint("choose one with --signer, or give an existing folder with -o")
 }
 
