@@ -30,7 +30,7 @@ pub use envelope::{Envelope, EnvelopeError};
 pub use manifest::{Codec, Kind, Level, Manifest, ManifestError};
 pub use payload::{Payload, PayloadError};
 pub use residual::{Residual, ResidualBuilder, ResidualRow};
-pub(crate) use rules::{about as check_about, label as check_label};
+pub(crate) use rules::{about as check_about, label as check_label, text_fault};
 pub use status_feed::{FeedEntry, PatchStatus, StatusFeed, StatusFeedError};
 pub use timestamp::Timestamp;
 pub use vectors::{Layout, Span, Vectors};

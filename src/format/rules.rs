@@ -115,11 +115,20 @@ pub(crate) fn about(name: &str, series: &str, sequence: u64, supersedes: &[Sha25
 }
 
 pub(crate) fn label(what: &str, text: &str) -> Result<(), ManifestError> {
-    if !text.is_empty() && text.len() <= MAX_LABEL_BYTES && !text.chars().any(char::is_control) {
-        return Ok(());
+    match text_fault(text, 1, MAX_LABEL_BYTES) {
+        None => Ok(()),
+        Some((expected, found)) => Err(broken(what, &expected, &found)),
     }
-    let found: String = text.chars().take(80).collect();
-    Err(broken(what, &format!("1 to {MAX_LABEL_BYTES} bytes of printable text"), &format!("{found:?}")))
+}
+
+/// What was expected of a line of text and what was found, if it is too short, too long, or holds control characters.
+pub(crate) fn text_fault(text: &str, least: usize, most: usize) -> Option<(String, String)> {
+    let (length, control) = (text.len(), text.chars().any(char::is_control));
+    if (least..=most).contains(&length) && !control {
+        return None;
+    }
+    let cut: String = text.chars().take(80).collect();
+    Some((format!("{least} to {most} bytes of printable text"), format!("{length} bytes, {cut:?}")))
 }
 
 fn distinct<T: Ord + std::fmt::Debug>(what: &str, items: impl Iterator<Item = T>) -> Result<(), ManifestError> {

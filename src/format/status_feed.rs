@@ -12,6 +12,7 @@ use crate::format::limits::{
     MAX_ENVELOPE_BYTES, MAX_FEED_ENTRIES, MAX_JSON_INTEGER, MAX_LABEL_BYTES, MAX_REASON_BYTES,
 };
 use crate::format::manifest::STATEMENT_TYPE;
+use crate::format::rules::text_fault;
 use crate::format::timestamp::Timestamp;
 
 /// `predicateType` of a status feed.
@@ -227,11 +228,10 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Sha256>,
 }
 
 fn text(what: &str, value: &str, least: usize, most: usize) -> Result<(), StatusFeedError> {
-    if (least..=most).contains(&value.len()) && !value.chars().any(char::is_control) {
-        return Ok(());
+    match text_fault(value, least, most) {
+        None => Ok(()),
+        Some((expected, found)) => Err(rule(what, &expected, &found)),
     }
-    let found: String = value.chars().take(80).collect();
-    Err(rule(what, &format!("{least} to {most} bytes of printable text"), &format!("{found:?}")))
 }
 
 fn equal(what: &str, expected: &str, found: &str) -> Result<(), StatusFeedError> {

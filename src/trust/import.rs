@@ -41,7 +41,7 @@ pub(super) fn public_key(text: &str) -> Result<Option<[u8; 32]>, String> {
         return found.map(Some);
     }
     match describe(text) {
-        Some(Found { what: "a public key", how }) if how.starts_with("SubjectPublicKeyInfo") => Ok(None),
+        Some(Found { is_spki: true, .. }) => Ok(None),
         Some(found) => Err(found.to_string()),
         None => Ok(None),
     }
@@ -52,6 +52,8 @@ pub(super) fn public_key(text: &str) -> Result<Option<[u8; 32]>, String> {
 pub(super) struct Found {
     what: &'static str,
     how: String,
+    /// A SubjectPublicKeyInfo, which is no foreign key.
+    is_spki: bool,
 }
 
 impl std::fmt::Display for Found {
@@ -66,7 +68,11 @@ pub(super) fn describe(text: &str) -> Option<Found> {
 }
 
 fn found(what: &'static str, how: impl Into<String>) -> Option<Found> {
-    Some(Found { what, how: how.into() })
+    Some(Found { what, how: how.into(), is_spki: false })
+}
+
+fn spki(how: &str) -> Option<Found> {
+    Some(Found { what: "a public key", how: how.to_owned(), is_spki: true })
 }
 
 fn openssh(line: &str) -> Result<[u8; 32], String> {
@@ -150,7 +156,7 @@ fn pem(text: &str) -> Option<Found> {
         None => text.strip_prefix("---- BEGIN ")?.split_once(" ----")?.0,
     };
     if label == "PUBLIC KEY" {
-        return found("a public key", "SubjectPublicKeyInfo PEM");
+        return spki("SubjectPublicKeyInfo PEM");
     }
     let how: String = label.chars().take(40).collect();
     let what = [("PRIVATE KEY", "a private key"), ("PUBLIC KEY", "a public key"), ("CERTIFICATE", "a certificate")];
@@ -168,7 +174,7 @@ fn der_kind(text: &str) -> Option<Found> {
         return found("a private key", "Base64 of PKCS#8");
     }
     SubjectPublicKeyInfoRef::from_der(&bytes).ok()?;
-    found("a public key", "SubjectPublicKeyInfo in Base64")
+    spki("SubjectPublicKeyInfo in Base64")
 }
 
 #[cfg(test)]

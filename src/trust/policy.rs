@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Sha256;
 use crate::format::limits::MAX_LABEL_BYTES;
-use crate::format::{StatusFeed, Timestamp};
+use crate::format::{StatusFeed, Timestamp, text_fault};
 use crate::trust::{KeyError, PublicKey, Seen};
 
 /// People in one trust file, keys of one person, series of one person or file.
@@ -323,11 +323,10 @@ fn check_conditions(people: &[Person], conditions: &Conditions) -> Result<(), Po
 }
 
 fn check_label(what: &str, text: &str) -> Result<(), PolicyError> {
-    if !text.is_empty() && text.len() <= MAX_LABEL_BYTES && !text.chars().any(char::is_control) {
-        return Ok(());
+    match text_fault(text, 1, MAX_LABEL_BYTES) {
+        None => Ok(()),
+        Some((expected, found)) => Err(rule(what, expected, found)),
     }
-    let found: String = text.chars().take(80).collect();
-    Err(rule(what, format!("1 to {MAX_LABEL_BYTES} bytes of printable text"), format!("{found:?}")))
 }
 
 pub(super) fn rule(what: &str, expected: impl ToString, found: impl ToString) -> PolicyError {
