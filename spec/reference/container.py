@@ -2,14 +2,12 @@
 
 Failure classes `container` and `signature`. Ed25519 is written out here, because the rules of section 3 are stricter
 than those of common libraries, and an auditor should see them."""
-from __future__ import annotations
-
 import base64
 import hashlib
 import struct
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 MAGIC = bytes.fromhex("8e4e53540d0a1a0a")
 READER_MINOR = 0
@@ -18,138 +16,102 @@ MAX_SIGNATURES, MAX_SIGNATURE_BYTES = 64, 50_000
 ED25519 = 1
 SPKI_PREFIX = bytes.fromhex("302a300506032b6570032100")
 
-
 class Refused(Exception):
     """What a reader must not accept. `failure` is a class of section 9, or `trust` for the reader's own policy."""
-
     def __init__(self, failure: str, text: str) -> None:
         super().__init__(f"{failure}: {text}")
         self.failure = failure
 
+def require(condition: object, failure: str, text: str) -> None:
+    """Refuses unless the condition holds."""
+    if not condition:
+        raise Refused(failure, text)
 
-@dataclass(frozen=True)
-class Record:
-    """One signature record, section 3."""
+def text(value: str) -> bytes:
+    """A `text` of the format: its length and its UTF-8."""
+    return struct.pack("<Q", len(value.encode())) + value.encode()
 
-    algorithm: int
-    key_id: bytes
-    signature: bytes
-
-
-@dataclass(frozen=True)
-class Container:
+class Container(NamedTuple):
     """A file cut into its parts, section 2; nothing in it is trusted yet."""
-
-    major: int
-    min_reader_minor: int
-    writer_minor: int
+    minors: tuple[int, int]  # the least of a reader, the writer's
     manifest: bytes
-    records: list[Record]
+    records: list[tuple[int, bytes, bytes]]  # algorithm, key id, signature
     payload: bytes
 
-    @staticmethod
-    def parse(data: bytes) -> Container:
-        """The checks of class `container`, in the order of section 9."""
-        if data[:8] != MAGIC:
-            raise Refused("container", f"magic is {data[:8].hex()}")
-        if len(data) < 64:
-            raise Refused("container", f"header: 64 bytes expected, {len(data)} found")
-        major, min_reader, writer, flags, m, s, p = struct.unpack_from("<HHHHQQQ", data, 8)
-        if major != 1 or min_reader > READER_MINOR:
-            raise Refused("container", f"for readers of version {major}.{min_reader}")
-        most = MAX_SIGNATURES * (40 + MAX_SIGNATURE_BYTES)
-        if m > MAX_MANIFEST_BYTES or s > most or p > MAX_PAYLOAD_BYTES:
-            raise Refused("container", f"too long: manifest {m}, signatures {s}, payload {p} bytes")
-        if flags or any(data[40:64]):
-            raise Refused("container", "flags or reserved bytes are not zero")
-        if len(data) != 64 + m + s + p:
-            raise Refused("container", f"file: {64 + m + s + p} bytes expected, {len(data)} found")
-        records = parse_records(data[64 + m : 64 + m + s])
-        return Container(major, min_reader, writer, data[64 : 64 + m], records, data[64 + m + s :])
+def parse_container(data: bytes) -> Container:
+    """The checks of class `container`, in the order of section 9."""
+    require(data[:8] == MAGIC, "container", f"magic is {data[:8].hex()}")
+    require(len(data) >= 64, "container", f"header: 64 bytes expected, {len(data)} found")
+    major, min_reader, writer, flags, m, s, p = struct.unpack_from("<HHHHQQQ", data, 8)
+    require(major == 1 and min_reader <= READER_MINOR, "container", f"for readers of version {major}.{min_reader}")
+    fits = m <= MAX_MANIFEST_BYTES and s <= MAX_SIGNATURES * (40 + MAX_SIGNATURE_BYTES) and p <= MAX_PAYLOAD_BYTES
+    require(fits, "container", f"too long: manifest {m}, signatures {s}, payload {p} bytes")
+    require(not flags and not any(data[40:64]), "container", "flags or reserved bytes are not zero")
+    require(len(data) == 64 + m + s + p, "container", f"file: {64 + m + s + p} bytes expected, {len(data)} found")
+    records = parse_records(data[64 + m : 64 + m + s])
+    return Container((min_reader, writer), data[64 : 64 + m], records, data[64 + m + s :])
 
-
-def parse_records(data: bytes) -> list[Record]:
-    """Signature records without gaps, key ids strictly ascending."""
-    records: list[Record] = []
+def parse_records(data: bytes) -> list[tuple[int, bytes, bytes]]:
+    """Signature records without gaps, section 3, key ids strictly ascending."""
+    records: list[tuple[int, bytes, bytes]] = []
     at = 0
     while at < len(data):
-        if len(data) - at < 40:
-            raise Refused("container", f"{len(data) - at} bytes left over after the signature records")
-        algorithm, zero, n = struct.unpack_from("<HHI", data, at)
-        if n > MAX_SIGNATURE_BYTES or n > len(data) - at - 40:
-            raise Refused("container", f"a signature of {n} bytes does not fit")
-        if zero:
-            raise Refused("container", "reserved bytes of a signature record are not zero")
-        if algorithm == ED25519 and n != 64:
-            raise Refused("container", f"an Ed25519 signature of {n} bytes")
-        record = Record(algorithm, data[at + 8 : at + 40], data[at + 40 : at + 40 + n])
-        if records and record.key_id <= records[-1].key_id:
-            raise Refused("container", "key ids are not strictly ascending")
-        records.append(record)
+        require(len(data) - at >= 40, "container", f"{len(data) - at} bytes left over after the signature records")
+        algorithm, zero, n, key = struct.unpack_from("<HHI32s", data, at)
+        require(n <= min(MAX_SIGNATURE_BYTES, len(data) - at - 40), "container", f"a signature of {n} bytes")
+        require(zero == 0, "container", "reserved bytes of a signature record are not zero")
+        require(algorithm != ED25519 or n == 64, "container", f"an Ed25519 signature of {n} bytes")
+        require(not records or key > records[-1][1], "container", "key ids are not strictly ascending")
+        records.append((algorithm, key, data[at + 40 : at + 40 + n]))
         at += 40 + n
-    if len(records) > MAX_SIGNATURES:
-        raise Refused("container", f"{len(records)} signature records")
+    require(len(records) <= MAX_SIGNATURES, "container", f"{len(records)} signature records")
     return records
 
-
-@dataclass(frozen=True)
-class Policy:
+class Policy(NamedTuple):
     """Whose signature counts: how many people are needed, and each person's public keys."""
-
     threshold: int
     people: dict[str, list[bytes]]
 
-    @staticmethod
-    def load(path: Path) -> Policy:
-        file = tomllib.loads(path.read_text("utf-8"))
-        people = {str(person["name"]): [import_key(key) for key in person["keys"]] for person in file["people"]}
-        threshold = file.get("threshold", 1)
-        known = set(file) <= {"version", "threshold", "people"}
-        known = known and all(set(person) == {"name", "keys"} for person in file["people"])
-        keys = [key for keys in people.values() for key in keys]
-        if not known or file["version"] != 1 or len(people) != len(file["people"]) or len(set(keys)) != len(keys):
-            raise Refused("trust", f"{path}: a member or version that is not known, or a person or key twice")
-        if type(threshold) is not int or not 1 <= threshold <= len(people):
-            raise Refused("trust", f"{path}: threshold {threshold} of {len(people)} people")
-        return Policy(threshold, people)
-
+def load_policy(path: Path) -> Policy:
+    """A trust file; a member that is not known is refused."""
+    file = tomllib.loads(path.read_text("utf-8"))
+    people = {str(person["name"]): [import_key(key) for key in person["keys"]] for person in file["people"]}
+    threshold, keys = file.get("threshold", 1), [key for keys in people.values() for key in keys]
+    known = file["version"] == 1 and set(file) <= {"version", "threshold", "people"}
+    known = known and all(set(person) == {"name", "keys"} for person in file["people"])
+    require(known, "trust", f"{path}: a member or version that is not known")
+    once = len(people) == len(file["people"]) and len(set(keys)) == len(keys)
+    require(once, "trust", f"{path}: a person or key twice")
+    require(type(threshold) is int and 1 <= threshold <= len(people), "trust", f"{path}: threshold {threshold}")
+    return Policy(threshold, people)
 
 def import_key(line: str) -> bytes:
     """The 32 bytes of a public key, from Base64 of its SubjectPublicKeyInfo."""
     der = base64.b64decode(line, validate=True)
-    if len(der) != 44 or der[:12] != SPKI_PREFIX:
-        raise Refused("trust", f"{line} is not an Ed25519 public key")
+    require(len(der) == 44 and der[:12] == SPKI_PREFIX, "trust", f"{line} is not an Ed25519 public key")
     point = decode_point(der[12:])
-    if point is None or is_small_order(point):
-        raise Refused("trust", f"{line} is no point, not canonical, or of small order")
+    require(point and not is_small_order(point), "trust", f"{line} is no point, not canonical, or of small order")
     return der[12:]
-
 
 def key_id(key: bytes) -> bytes:
     """SHA-256 of the SubjectPublicKeyInfo."""
     return hashlib.sha256(SPKI_PREFIX + key).digest()
 
-
 def signed_message(manifest: bytes) -> bytes:
     """DSSE pre-authentication encoding of the manifest's stored bytes."""
     return b"DSSEv1 28 application/vnd.in-toto+json %d " % len(manifest) + manifest
 
-
-def verify_signatures(container: Container, policy: Policy) -> list[str]:
-    """The people who signed. Any wrong signature under a trusted key is fatal, whatever the others are."""
+def verify_signatures(container: Container, policy: Policy) -> None:
+    """Enough people signed. Any wrong signature under a trusted key is fatal, whatever the others are."""
     owner = {key_id(key): (name, key) for name, keys in policy.people.items() for key in keys}
     message = signed_message(container.manifest)
     signers = set()
-    for record in container.records:
-        if record.algorithm == ED25519 and record.key_id in owner:
-            name, key = owner[record.key_id]
-            if not verify_ed25519(key, message, record.signature):
-                raise Refused("signature", f"the signature under a key of {name} is wrong")
+    for algorithm, identity, signature in container.records:
+        if algorithm == ED25519 and identity in owner:
+            name, key = owner[identity]
+            require(verify_ed25519(key, message, signature), "signature", f"wrong, under a key of {name}")
             signers.add(name)
-    if len(signers) < policy.threshold:
-        raise Refused("signature", f"{policy.threshold} people needed, {len(signers)} signed")
-    return sorted(signers)
-
+    require(len(signers) >= policy.threshold, "signature", f"{policy.threshold} people needed, {len(signers)} signed")
 
 # Ed25519 (RFC 8032) on affine points: -x^2 + y^2 = 1 + D x^2 y^2 modulo P. Slow, and short.
 P = 2**255 - 19
@@ -157,13 +119,11 @@ L = 2**252 + 27742317777372353535851937790883648493
 D = -121665 * pow(121666, -1, P) % P
 Point = tuple[int, int]
 
-
 def add(a: Point, b: Point) -> Point:
     (x1, y1), (x2, y2) = a, b
     k = D * x1 * x2 * y1 * y2 % P
     inverse = pow((1 + k) * (1 - k), -1, P)
     return (x1 * y2 + x2 * y1) * (1 - k) * inverse % P, (y1 * y2 + x1 * x2) * (1 + k) * inverse % P
-
 
 def multiply(k: int, point: Point) -> Point:
     result: Point = (0, 1)
@@ -173,10 +133,8 @@ def multiply(k: int, point: Point) -> Point:
             result = add(result, point)
     return result
 
-
 def encode_point(point: Point) -> bytes:
     return (point[1] | (point[0] & 1) << 255).to_bytes(32, "little")
-
 
 def decode_point(data: bytes) -> Point | None:
     """Only a canonical encoding: y below P, and no sign on x = 0."""
@@ -189,17 +147,13 @@ def decode_point(data: bytes) -> Point | None:
         x = -x % P
     return (x, y) if x * x % P == square and encode_point((x, y % P)) == data else None
 
-
 def is_small_order(point: Point) -> bool:
     return multiply(8, point) == (0, 1)
 
-
 BASE = decode_point((4 * pow(5, -1, P) % P).to_bytes(32, "little")) or (0, 1)
-
 
 def challenge(r: bytes, key: bytes, message: bytes) -> int:
     return int.from_bytes(hashlib.sha512(r + key + message).digest(), "little") % L
-
 
 def verify_ed25519(key: bytes, message: bytes, signature: bytes) -> bool:
     """S reduced; neither R nor key of small order; R equal to the recomputed encoding, without the cofactor."""
