@@ -1,4 +1,5 @@
-#![cfg(unix)]
+// `ulimit -d` counts what a program allocates on Linux only.
+#![cfg(target_os = "linux")]
 //! Small files that ask for much: the real program, given 64 MiB of memory and one second of processor time.
 //!
 //! The system keeps the limits, so no test holds a clock. Two controls show that honest files pass and that the limits bite.
