@@ -1,6 +1,6 @@
 //! The only way from a container to a [`Verified`] manifest, and from an envelope to a status feed that counts.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Deref;
 
 use crate::digest::Sha256;
@@ -194,8 +194,9 @@ impl<T> Deref for Verified<T> {
 /// they say is current, as far as the policy's conditions, status feed and memory tell.
 ///
 /// # Errors
-/// In this order: a status feed that is not current; a wrong signature under a trusted key; too few trusted people; a manifest that breaks a rule; too few
-/// people for its series, or with a role; a number that is too low; a status that forbids using it.
+/// In this order: a status feed that is not current; a wrong signature under a trusted key; too few trusted people; a
+/// manifest that breaks a rule; too few people for its series, or with a role; a number that is too low; a status that
+/// forbids using it.
 pub fn verify(container: &Container<'_>, policy: &Policy) -> Result<Verified<Manifest>, TrustError> {
     policy.check_feed()?;
     let mut signatures = Signatures::sort(&container.signing_input(), container.signatures(), policy)?;
@@ -204,9 +205,7 @@ pub fn verify(container: &Container<'_>, policy: &Policy) -> Result<Verified<Man
         ReadError::Manifest(error) => TrustError::Manifest(error),
         ReadError::Container(error) => TrustError::Contradiction(error),
     })?;
-    let series = &manifest.series;
-    signatures
-        .pass_over(policy, |person| (!person.may_sign(series)).then(|| format!("may not sign series {series:?}")));
+    signatures.keep_those_for(&manifest.series, policy);
     signatures.require(policy, policy.conditions().threshold)?;
     for (role, count) in &policy.conditions().require {
         signatures.require_role(*role, *count)?;
@@ -320,16 +319,15 @@ impl Signatures {
         Ok(sorted)
     }
 
-    /// Takes signers out for whom `reason` gives one.
-    fn pass_over(&mut self, policy: &Policy, reason: impl Fn(&Person) -> Option<String>) {
-        let people: BTreeMap<&str, &Person> =
-            policy.people().iter().map(|person| (person.name.as_str(), person)).collect();
-        let passed_over = &mut self.passed_over;
-        self.signers.retain(|Signer { person, key_id, .. }| {
-            let Some(reason) = people.get(person.as_str()).and_then(|person| reason(person)) else { return true };
-            passed_over.push(PassedOver { person: person.clone(), key_id: *key_id, reason });
-            false
-        });
+    /// Passes over people who may not sign patches of a series.
+    fn keep_those_for(&mut self, series: &str, policy: &Policy) {
+        let may = |name: &str| policy.people().iter().any(|person| person.name == name && person.may_sign(series));
+        let (kept, outside): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.signers).into_iter().partition(|one| may(&one.person));
+        self.signers = kept;
+        let reason = format!("may not sign series {series:?}");
+        let pass = |Signer { person, key_id, .. }: Signer| PassedOver { person, key_id, reason: reason.clone() };
+        self.passed_over.extend(outside.into_iter().map(pass));
     }
 
     fn people(&self, counts: impl Fn(&Signer) -> bool) -> Vec<String> {
