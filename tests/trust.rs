@@ -512,8 +512,11 @@ fn people_at_once_all_get_their_say() {
         running.into_iter().for_each(|mut one| assert!(one.wait().unwrap().success()));
     };
     let words = |text: String| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
-    all((2..=4).map(|seed| words(format!("sign one.nestpatch --key {seed}.key"))).collect());
-    assert_eq!(Container::parse(&fs::read(dir.join("one.nestpatch")).unwrap()).unwrap().signatures().len(), 4);
+    for seed in 5..=20 {
+        create_key_pair(&key(seed), &KeyPairPaths::new(&dir.join(seed.to_string())), None).unwrap();
+    }
+    all((2..=20).map(|seed| words(format!("sign one.nestpatch --key {seed}.key"))).collect());
+    assert_eq!(Container::parse(&fs::read(dir.join("one.nestpatch")).unwrap()).unwrap().signatures().len(), 20);
     all((1..=4).map(|seed| words(format!("trust add new.toml --name P{seed} --key {seed}.pub"))).collect());
     assert!(succeeds(dir, &["trust", "list", "new.toml"]).stdout.contains("P4"));
     assert_eq!(fs::read_to_string(dir.join("new.toml")).unwrap().matches("[[people]]").count(), 4);

@@ -317,7 +317,7 @@ mod tests {
     #[test]
     fn each_rule_refuses() {
         type Change = fn(&mut StatusFeed);
-        let cases: [(Change, &str); 10] = [
+        let cases: [(Change, &str); 11] = [
             (|feed| feed.feed.clear(), "feed: expected 1 to 200 bytes"),
             (|feed| feed.feed = "a\u{1b}b".to_owned(), "feed: expected 1 to 200 bytes"),
             (|feed| feed.number = 0, "number: expected a number from 1"),
@@ -327,6 +327,7 @@ mod tests {
             (|feed| feed.entries[0].reason = "x".repeat(501), "entries[0].reason: expected 0 to 500 bytes"),
             (|feed| feed.entries[0].by = Some(Sha256::from_bytes([2; 32])), "entries[0].by: expected none"),
             (|feed| feed.entries[1].by = Some(feed.entries[1].patch), "entries[1].by: expected another patch"),
+            (|feed| feed.entries.push(entry(2, PatchStatus::Active)), "graver than active, which was said before"),
             (
                 |feed| feed.entries.push(entry(1, PatchStatus::Active)),
                 "entries[4].status: expected something graver than compromised, which was said before, found active",
