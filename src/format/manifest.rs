@@ -12,11 +12,11 @@ use crate::format::json::{self, NotStrict};
 use crate::format::limits::MAX_MANIFEST_BYTES;
 pub use crate::format::names::{Codec, Kind, Level};
 use crate::format::rules;
+pub use crate::format::statement::STATEMENT_TYPE;
+use crate::format::statement::{Fault, Statement};
 use crate::format::timestamp::Timestamp;
 use crate::tensor::{Dtype, Shape, TensorName};
 
-/// `_type` of the Statement.
-pub const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
 /// `predicateType` of the Statement.
 pub const PREDICATE_TYPE: &str = "urn:nestpatch:safety-patch:v1";
 /// Domain of the content root.
@@ -223,16 +223,6 @@ struct SubjectDigest {
     sha256: Sha256,
 }
 
-/// The in-toto Statement round a manifest.
-#[derive(Serialize, Deserialize)]
-struct Statement<M> {
-    _type: String,
-    subject: Vec<Subject>,
-    #[serde(rename = "predicateType")]
-    predicate_type: String,
-    predicate: M,
-}
-
 impl Manifest {
     /// Reads manifest bytes: strict JSON, then structure, then every rule that needs nothing but the manifest.
     ///
@@ -245,10 +235,11 @@ impl Manifest {
             return Err(ManifestError::TooLong { found: bytes.len() as u64 });
         }
         json::check(bytes)?;
-        let statement: Statement<Self> =
+        let statement: Statement<Subject, Self> =
             serde_json::from_slice(bytes).map_err(|error| ManifestError::Structure { reason: error.to_string() })?;
-        rules::equal("_type", STATEMENT_TYPE, &statement._type)?;
-        rules::equal("predicateType", PREDICATE_TYPE, &statement.predicate_type)?;
+        if let Some(Fault { what, expected, found }) = statement.fault(PREDICATE_TYPE) {
+            return Err(rules::broken(what, &format!("{expected:?}"), &format!("{found:?}")));
+        }
         let manifest = statement.predicate;
         manifest.check()?;
         if statement.subject != manifest.subjects() {
@@ -262,12 +253,7 @@ impl Manifest {
     /// # Errors
     /// The first rule broken.
     pub fn to_bytes(&self) -> Result<Vec<u8>, ManifestError> {
-        let statement = Statement {
-            _type: STATEMENT_TYPE.to_owned(),
-            subject: self.subjects(),
-            predicate_type: PREDICATE_TYPE.to_owned(),
-            predicate: self,
-        };
+        let statement = Statement::new(PREDICATE_TYPE, self.subjects(), self);
         let bytes =
             serde_json::to_vec(&statement).map_err(|error| ManifestError::Structure { reason: error.to_string() })?;
         match Self::parse(&bytes)? == *self {

@@ -19,6 +19,7 @@ pub(crate) mod reader;
 pub mod residual;
 mod rules;
 pub mod section;
+pub(crate) mod statement;
 pub mod status_feed;
 pub mod timestamp;
 pub mod vectors;

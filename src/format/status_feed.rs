@@ -11,8 +11,8 @@ use crate::format::json::{self, NotStrict};
 use crate::format::limits::{
     MAX_ENVELOPE_BYTES, MAX_FEED_ENTRIES, MAX_JSON_INTEGER, MAX_LABEL_BYTES, MAX_REASON_BYTES,
 };
-use crate::format::manifest::STATEMENT_TYPE;
 use crate::format::rules::text_fault;
+use crate::format::statement::{Fault, Statement};
 use crate::format::timestamp::Timestamp;
 
 /// `predicateType` of a status feed.
@@ -101,15 +101,6 @@ pub struct StatusFeed {
     pub entries: Vec<FeedEntry>,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Statement<P> {
-    _type: String,
-    subject: Vec<Subject>,
-    #[serde(rename = "predicateType")]
-    predicate_type: String,
-    predicate: P,
-}
-
 #[derive(PartialEq, Eq, Serialize, Deserialize)]
 struct Subject {
     digest: SubjectDigest,
@@ -127,10 +118,11 @@ impl StatusFeed {
     /// The first rule broken.
     pub fn parse(bytes: &[u8]) -> Result<Self, StatusFeedError> {
         json::check(bytes)?;
-        let statement: Statement<Self> =
+        let statement: Statement<Subject, Self> =
             serde_json::from_slice(bytes).map_err(|error| StatusFeedError::Structure { reason: error.to_string() })?;
-        equal("_type", STATEMENT_TYPE, &statement._type)?;
-        equal("predicateType", FEED_PREDICATE_TYPE, &statement.predicate_type)?;
+        if let Some(Fault { what, expected, found }) = statement.fault(FEED_PREDICATE_TYPE) {
+            return Err(rule(what, &format!("{expected:?}"), &format!("{found:?}")));
+        }
         statement.predicate.check()?;
         if statement.subject != statement.predicate.subjects() {
             return Err(rule(
@@ -148,12 +140,7 @@ impl StatusFeed {
     /// The first rule broken.
     pub fn to_bytes(&self) -> Result<Vec<u8>, StatusFeedError> {
         self.check()?;
-        let statement = Statement {
-            _type: STATEMENT_TYPE.to_owned(),
-            subject: self.subjects(),
-            predicate_type: FEED_PREDICATE_TYPE.to_owned(),
-            predicate: self,
-        };
+        let statement = Statement::new(FEED_PREDICATE_TYPE, self.subjects(), self);
         let bytes =
             serde_json::to_vec(&statement).map_err(|error| StatusFeedError::Structure { reason: error.to_string() })?;
         // Base64 takes four bytes for three, and the envelope some more.
@@ -232,11 +219,6 @@ fn text(what: &str, value: &str, least: usize, most: usize) -> Result<(), Status
         None => Ok(()),
         Some((expected, found)) => Err(rule(what, &expected, &found)),
     }
-}
-
-fn equal(what: &str, expected: &str, found: &str) -> Result<(), StatusFeedError> {
-    let cut: String = found.chars().take(80).collect();
-    if expected == found { Ok(()) } else { Err(rule(what, &format!("{expected:?}"), &format!("{cut:?}"))) }
 }
 
 fn rule(what: &str, expected: &str, found: &str) -> StatusFeedError {

@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{CheckpointError, STATE_FOLDER, read_bounded};
 use crate::digest::{Blake3, Sha256};
-use crate::format::manifest::{STATEMENT_TYPE, Tool};
+use crate::format::manifest::Tool;
+use crate::format::statement::{Fault, Statement};
 use crate::format::{Level, Timestamp};
 use crate::tensor::TensorName;
 use crate::trust::Signer;
@@ -134,16 +135,6 @@ pub struct TensorDigest {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Statement<R> {
-    #[serde(rename = "_type")]
-    kind: String,
-    subject: Vec<Subject>,
-    #[serde(rename = "predicateType")]
-    predicate_type: String,
-    predicate: R,
-}
-
-#[derive(Serialize, Deserialize)]
 struct Subject {
     name: TensorName,
     digest: SubjectDigest,
@@ -180,12 +171,8 @@ impl Record {
     pub(super) fn to_bytes(&self, result: Vec<TensorDigest>) -> Result<Vec<u8>, RecordError> {
         let subject =
             |tensor: TensorDigest| Subject { name: tensor.name, digest: SubjectDigest { blake3: tensor.blake3 } };
-        let statement = Statement {
-            kind: STATEMENT_TYPE.to_owned(),
-            subject: result.into_iter().map(subject).collect(),
-            predicate_type: PREDICATE_TYPE.to_owned(),
-            predicate: self,
-        };
+        let subject = result.into_iter().map(subject).collect();
+        let statement = Statement::new(PREDICATE_TYPE, subject, self);
         let failed = |source| RecordError::Json { path: PathBuf::from(self.file_name()), source };
         let mut bytes = serde_json::to_vec_pretty(&statement).map_err(failed)?;
         bytes.push(b'\n');
@@ -194,18 +181,18 @@ impl Record {
 
     fn read(path: PathBuf, number: u32) -> Result<Self, RecordError> {
         let bytes = read_bounded(&path, MAX_BYTES)?;
-        let parsed = serde_json::from_slice::<Statement<Self>>(&bytes);
+        let parsed = serde_json::from_slice::<Statement<Subject, Self>>(&bytes);
         let statement = parsed.map_err(|source| RecordError::Json { path: path.clone(), source })?;
-        let rule = |what, expected: &str, found: &str| match expected == found {
-            true => Ok(()),
-            false => {
-                let (expected, found) = (expected.to_owned(), found.chars().take(80).collect());
-                Err(RecordError::Rule { path: path.clone(), what, expected, found })
-            }
+        let rule = |what, expected: &str, found: String| {
+            let expected = expected.to_owned();
+            Err(RecordError::Rule { path: path.clone(), what, expected, found })
         };
-        rule("_type", STATEMENT_TYPE, &statement.kind)?;
-        rule("predicateType", PREDICATE_TYPE, &statement.predicate_type)?;
-        rule("number", &number.to_string(), &statement.predicate.number.to_string())?;
+        if let Some(Fault { what, expected, found }) = statement.fault(PREDICATE_TYPE) {
+            return rule(what, expected, found);
+        }
+        if statement.predicate.number != number {
+            return rule("number", &number.to_string(), statement.predicate.number.to_string());
+        }
         Ok(statement.predicate)
     }
 }
