@@ -51,7 +51,7 @@ fn export<'a>(format: &'a str, more: &[&'a str]) -> Vec<&'a str> {
 fn files_get_their_usual_names_in_a_folder() {
     let world = signing_world();
     let dir = world.path();
-    let bundle = format!("p.{}.sigstore.json", &key_id()[..8]);
+    let bundle = format!("p.{}.sigstore.json", &key_id()[..16]);
     for (format, names) in [
         ("dsse", vec!["p.dsse.json"]),
         ("sigstore-bundle", vec![&bundle]),

@@ -471,6 +471,17 @@ fn nothing_is_applied_that_could_not_be_remembered() {
 }
 
 #[test]
+fn a_patch_that_is_believed_is_remembered_whatever_the_checkpoint() {
+    let world = world();
+    let dir = world.path();
+    trust(dir, "", &[("Ada", 1, "")]);
+    succeeds(dir, &["apply", "one.nestpatch", "base", "-o", "other", "--trust", "trust.toml"]);
+    let (code, report) = verify(dir, &["two.nestpatch", "--seen", "seen.json", "--checkpoint", "other"]);
+    assert_eq!((code, report["verdict"].as_str().unwrap()), (5, "wrong_base"));
+    assert_eq!(verify(dir, &["one.nestpatch", "--seen", "seen.json"]).1["verdict"], "outdated");
+}
+
+#[test]
 fn the_memory_may_lie_in_the_checkpoint() {
     let world = world();
     let dir = world.path();

@@ -22,7 +22,7 @@ use crate::trust::SecretKey;
 /// copied, not checked: `nestpatch verify` or the other program does that.
 ///
 /// Without -o the text goes to stdout. If OUT is a folder, each file gets its usual name in it: NAME.dsse.json,
-/// NAME.KEYID.sigstore.json (8 digits) and NAME.intoto.json, with NAME the patch's without its ending; PATCH.minisig and
+/// NAME.KEYID.sigstore.json (16 digits) and NAME.intoto.json, with NAME the patch's without its ending; PATCH.minisig and
 /// PATCH.sig. If OUT is anything else, it is the one file to write. Beside a minisign signature lies the public key for
 /// it, with .pub added to the name, and beside an OpenSSH signature its line, with .allowed_signers added. Nothing is
 /// overwritten, and either all files are written or none.
@@ -144,7 +144,7 @@ fn texts(arguments: &Arguments, contents: &Contents, key: Option<&SecretKey>) ->
         (Format::SigstoreBundle, _) => {
             let wanted = arguments.signer.as_ref().map(|wanted| wanted.to_lowercase());
             let bundles = sigstore::bundles(&container, wanted.as_deref())?.into_iter();
-            let name = |id: String| format!("{stem}.{}.sigstore.json", id.get(..8).unwrap_or_default());
+            let name = |id: String| format!("{stem}.{}.sigstore.json", id.get(..16).unwrap_or_default());
             Texts { main: bundles.map(|one| (name(one.key_id.to_string()), one.text.into())).collect(), public: None }
         }
         (Format::Minisig, Some(key)) => {

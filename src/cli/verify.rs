@@ -43,7 +43,9 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
     bars.clear();
     // The memory may lie in the checkpoint's folder, which is locked until here.
     drop(checkpoint);
-    if let (Verdict::Trusted, Some((series, number))) = (found.verdict, &found.series) {
+    // Believed is believed, whatever the checkpoint is.
+    let believed = matches!(found.verdict, Verdict::Trusted | Verdict::WrongBase | Verdict::DamagedBase);
+    if let Some((series, number)) = found.series.as_ref().filter(|_| believed) {
         arguments.trusted.remember(series, *number, found.patch)?;
     }
     output.data("nestpatch/verify/1", &Report { file: &arguments.patch, found: &found }, text)?;
