@@ -215,6 +215,7 @@ fn the_limits_bite() {
 #[test]
 fn bombs_of_strangers_are_not_decoded() {
     let dir = folder();
+    fs::write(dir.path().join("own.key"), key().to_pem(None).unwrap().as_str()).unwrap();
     let rows_cap = limits::MAX_ROWS_SECTION_BYTES as u64;
     let deltas = || Section::zstd("deltas", bomb(GIB, WINDOW_8_MIB), GIB);
     let rows = || Section::zstd("rows", bomb(rows_cap, WINDOW_8_MIB), rows_cap);
@@ -230,6 +231,7 @@ fn bombs_of_strangers_are_not_decoded() {
         refuses(dir.path(), &["inspect", "p"], 3, words);
         refuses(dir.path(), &["verify", "p"], 3, words);
         refuses(dir.path(), &["diff", "p", "p"], 3, words);
+        refuses(dir.path(), &["sign", "p", "--key", "own.key"], 3, words);
         // A key changes nothing where it has not signed; the report is no error, and short.
         assert_eq!(nestpatch(dir.path(), &["verify", "p", "--key", "key.pub"]).status.code(), Some(3));
     }
