@@ -45,7 +45,7 @@ pub fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// The disk refuses. The file is the old one, or the new one if only its name could not be forced to the disk.
-pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let path = &fs::canonicalize(path).map_err(failed("find", path))?;
     write_beside(path, bytes, |partial| {
         set_mode(partial, fs::metadata(path).map_err(failed("read", path))?.permissions())?;
@@ -67,17 +67,42 @@ fn write_beside(path: &Path, bytes: &[u8], place: impl FnOnce(&Path) -> Result<(
     written
 }
 
-/// Waits until no other process is between reading a file in this folder and replacing it, and keeps others waiting
-/// while the result lives. The folder is what is locked, as files are replaced, not changed.
-///
-/// # Errors
-/// The folder cannot be opened or locked.
-pub fn lock_folder_of(path: &Path) -> Result<File> {
-    let followed = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let folder = folder_of(&followed);
-    let lock = File::open(folder).map_err(failed("open", folder))?;
-    lock.lock().map_err(failed("lock", folder))?;
-    Ok(lock)
+/// A file that is read, changed and written while no other process does the same in its folder. The folder is what is
+/// locked, as files are replaced, not changed; waiting ends when the other's amendment is dropped.
+pub struct Amendment<'p> {
+    path: &'p Path,
+    is_new: bool,
+    _lock: File,
+}
+
+impl<'p> Amendment<'p> {
+    /// Takes the file at `path`, which need not be there.
+    ///
+    /// # Errors
+    /// The folder cannot be opened or locked.
+    pub fn of(path: &'p Path) -> Result<Self> {
+        let followed = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let folder = folder_of(&followed);
+        let lock = File::open(folder).map_err(failed("open", folder))?;
+        lock.lock().map_err(failed("lock", folder))?;
+        // A link that leads nowhere is a disk that is not there, not a new file.
+        let is_new = path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        Ok(Self { path, is_new, _lock: lock })
+    }
+
+    /// Whether the file is yet to be made.
+    pub fn is_new(&self) -> bool {
+        self.is_new
+    }
+
+    /// Writes the file, whole or not at all.
+    ///
+    /// # Errors
+    /// The disk refuses, or a new file is there by now. It is the old one, or the new one if only its name could not be
+    /// forced to the disk.
+    pub fn write(&self, bytes: &[u8]) -> Result<()> {
+        if self.is_new { write_new(self.path, bytes) } else { replace(self.path, bytes) }
+    }
 }
 
 fn folder_of(path: &Path) -> &Path {

@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 pub use binding::{BindError, BoundBase, Mismatch, MismatchKind, Side, check_rows, config_differences, find_touched};
-pub use disk::{lock_folder_of, replace, write_new};
+pub use disk::{Amendment, write_new};
 pub use error::CheckpointError;
 pub use header::StoredType;
 pub use in_place::{Changer, Intent, Recovery, Saver, is_interrupted, recover};

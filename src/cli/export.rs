@@ -9,7 +9,7 @@ use super::failure::{Exit, Failure};
 use super::output::{Output, bytes};
 use super::passphrase;
 use super::trusted::read_patch;
-use crate::checkpoint::write_new;
+use crate::checkpoint::{CheckpointError, write_new};
 use crate::digest::Sha256;
 use crate::format::Container;
 use crate::interop::{ExportError, dsse, intoto, minisig, sigstore, sshsig};
@@ -200,8 +200,7 @@ fn place(texts: Texts, out: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>, Failure> {
         files.push((beside.into(), text.into()));
     }
     match files.iter().find(|(path, _)| path.symlink_metadata().is_ok()) {
-        Some((path, _)) => Err(Failure::message(Exit::Failed, format!("{} already exists", path.display()))
-            .hint("choose another -o, or remove it first; nothing is overwritten")),
+        Some((path, _)) => Err(CheckpointError::Exists { path: path.clone() }.into()),
         None => Ok(files),
     }
 }

@@ -66,15 +66,6 @@ impl Failure {
         Self { exit, lines, hint: None }
     }
 
-    /// A key file that cannot be read, or holds no usable key.
-    pub fn of_key_file(error: &KeyFileError) -> Self {
-        let exit = match error {
-            KeyFileError::Io { .. } => Exit::Failed,
-            KeyFileError::Key { .. } => Exit::Input,
-        };
-        Self::new(exit, error)
-    }
-
     /// A failure in words.
     pub fn message(exit: Exit, text: impl Into<String>) -> Self {
         Self { exit, lines: vec![text.into()], hint: None }
@@ -118,6 +109,16 @@ impl From<PatchError> for Failure {
             Some(hint) => failure.hint(hint),
             None => failure,
         }
+    }
+}
+
+impl From<KeyFileError> for Failure {
+    fn from(error: KeyFileError) -> Self {
+        let exit = match error {
+            KeyFileError::Io { .. } => Exit::Failed,
+            KeyFileError::Key { .. } => Exit::Input,
+        };
+        Self::new(exit, &error)
     }
 }
 

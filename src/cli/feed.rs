@@ -7,10 +7,10 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::failure::{Exit, Failure};
-use super::output::{Output, count, fields, on_one_line, warn};
+use super::output::{Output, count, counted, fields, on_one_line, warn};
 use super::passphrase::SigningKey;
 use super::trusted::{Keys, feed_failure, patch_id, read_input, read_trust_file};
-use crate::checkpoint::{lock_folder_of, replace, write_new};
+use crate::checkpoint::Amendment;
 use crate::digest::Sha256;
 use crate::format::limits::MAX_ENVELOPE_BYTES;
 use crate::format::{Envelope, FeedEntry, PatchStatus, StatusFeed, Timestamp};
@@ -122,9 +122,9 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
         Action::Add(add) => run_add(add, output),
         Action::Renew(Renew { feed: path, issue }) => {
             let signer = issue.signer()?;
-            let _lock = lock_folder_of(path)?;
+            let file = Amendment::of(path)?;
             let feed = signer.read_old(path)?;
-            signer.publish(path, feed, issue.days, output)
+            signer.publish(path, &file, feed, issue.days, output)
         }
         Action::Sign(sign) => run_sign(sign, output),
         Action::Show(show) => run_show(show, output),
@@ -135,10 +135,9 @@ fn run_add(add: &Add, output: Output) -> Result<Exit, Failure> {
     let (patch, by) = (patch_id(&add.patch)?, add.by.as_deref().map(patch_id).transpose()?);
     let status = STATUSES.into_iter().find(|status| status.as_str() == add.status).unwrap_or(PatchStatus::Active);
     let signer = add.issue.signer()?;
-    let _lock = lock_folder_of(&add.feed)?;
+    let file = Amendment::of(&add.feed)?;
     let now = Timestamp::now();
-    let is_new = add.feed.symlink_metadata().is_err();
-    let mut feed = match (&add.name, is_new) {
+    let mut feed = match (&add.name, file.is_new()) {
         (Some(name), true) => StatusFeed { feed: name.clone(), number: 0, issued: now, expires: now, entries: vec![] },
         (None, true) => {
             let what = format!("{}: there is no such feed yet", add.feed.display());
@@ -154,7 +153,7 @@ fn run_add(add: &Add, output: Output) -> Result<Exit, Failure> {
         }
     };
     feed.entries.push(FeedEntry { patch, status, since: now, reason: add.reason.clone(), by });
-    signer.publish(&add.feed, feed, add.issue.days, output)
+    signer.publish(&add.feed, &file, feed, add.issue.days, output)
 }
 
 impl Issue {
@@ -191,23 +190,25 @@ impl Signer {
     }
 
     /// Writes the next issue.
-    fn publish(&self, path: &Path, feed: StatusFeed, days: u32, output: Output) -> Result<Exit, Failure> {
+    fn publish(
+        &self,
+        path: &Path,
+        file: &Amendment<'_>,
+        feed: StatusFeed,
+        days: u32,
+        output: Output,
+    ) -> Result<Exit, Failure> {
         let rule = self.policy.conditions().status.as_ref();
         if let Some(rule) = rule.filter(|rule| rule.feed != feed.feed) {
             let what = format!("expected the feed {:?}, as the trust file says, found {:?}", rule.feed, feed.feed);
             return Err(Failure::message(Exit::Input, what));
         }
-        let is_new = feed.number == 0;
         let issued = Timestamp::now();
         let feed = StatusFeed { number: feed.number + 1, issued, expires: issued.plus_days(days), ..feed };
         let statement = feed.to_bytes().map_err(|error| Failure::new(Exit::Usage, &error))?;
         let signature = self.key.sign(&statement).map_err(|error| Failure::new(Exit::Input, &error))?;
         let envelope = Envelope::new(statement, vec![signature]);
-        let text = text_of(path, &envelope)?;
-        match is_new {
-            true => write_new(path, text.as_bytes())?,
-            false => replace(path, text.as_bytes())?,
-        }
+        file.write(text_of(path, &envelope)?.as_bytes())?;
         let missing = rule.map_or(0, |rule| rule.threshold - 1);
         if missing > 0 {
             let more = count(missing as u64, "more signature");
@@ -220,7 +221,7 @@ impl Signer {
 fn run_sign(sign: &Sign, output: Output) -> Result<Exit, Failure> {
     let path = &sign.feed;
     let key = sign.key.read()?;
-    let _lock = lock_folder_of(path)?;
+    let file = Amendment::of(path)?;
     let (mut envelope, feed) = parse(path, &read_feed(path)?)?;
     if let Some(trust) = &sign.trust {
         read_trust_file(trust)?.check_feed_signatures(&envelope).map_err(|error| feed_failure(path, &error))?;
@@ -234,7 +235,7 @@ fn run_sign(sign: &Sign, output: Output) -> Result<Exit, Failure> {
     envelope.signatures.retain(|other| other.key_id != signature.key_id);
     envelope.signatures.push(signature);
     let envelope = Envelope::new(envelope.statement, envelope.signatures);
-    replace(path, text_of(path, &envelope)?.as_bytes())?;
+    file.write(text_of(path, &envelope)?.as_bytes())?;
     show(path, &envelope, &feed, None, Timestamp::now(), output)
 }
 
@@ -308,7 +309,7 @@ fn text(report: &Report<'_>) -> String {
         ("issued", feed.issued.to_string()),
         ("expires", expires),
         ("claimed by", keys.join(", ")),
-        ("entries", count(feed.entries.len() as u64, "entry").replace("entrys", "entries")),
+        ("entries", counted(feed.entries.len() as u64, "entry", "entries")),
     ];
     let mut text = format!("{}{verdict}\n{}", on_one_line(report.file), fields(&lines));
     for entry in &feed.entries {

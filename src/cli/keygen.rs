@@ -49,8 +49,7 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
         false => Some(passphrase::choose(arguments.passphrase_file.as_deref())?),
     };
     let secret = SecretKey::generate().map_err(Failure::other)?;
-    let public = create_key_pair(&secret, &paths, passphrase.as_ref().map(|text| text.as_str()))
-        .map_err(|error| Failure::of_key_file(&error))?;
+    let public = create_key_pair(&secret, &paths, passphrase.as_ref().map(|text| text.as_str()))?;
     let made = Made {
         secret: paths.secret,
         public: paths.public,

@@ -140,7 +140,12 @@ pub(super) fn bytes(count: u64) -> String {
 
 /// A number with its noun: `1 row`, `12,288 rows`.
 pub(super) fn count(number: u64, noun: &str) -> String {
-    format!("{} {noun}{}", grouped(number), if number == 1 { "" } else { "s" })
+    counted(number, noun, &format!("{noun}s"))
+}
+
+/// A number with its noun, where more than one is no matter of an s.
+pub(super) fn counted(number: u64, one: &str, more: &str) -> String {
+    format!("{} {}", grouped(number), if number == 1 { one } else { more })
 }
 
 /// A number in groups of three digits: `12,288`.

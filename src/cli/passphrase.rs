@@ -48,12 +48,11 @@ pub(super) fn signing_key(path: &Path, file: Option<&Path>) -> Result<SecretKey,
     let from_file = file.map(first_line).transpose()?;
     let ask = || from_file.or_else(|| prompt(&format!("Passphrase of {}: ", path.display())).ok());
     read_secret_key(path, ask).map_err(|error| {
-        let failure = Failure::of_key_file(&error);
-        match error {
-            KeyFileError::Key { error: KeyError::Encrypted, .. } => {
-                failure.hint("give the passphrase with --passphrase-file where there is no terminal")
-            }
-            _ => failure,
+        let encrypted = matches!(error, KeyFileError::Key { error: KeyError::Encrypted, .. });
+        let failure = Failure::from(error);
+        match encrypted {
+            true => failure.hint("give the passphrase with --passphrase-file where there is no terminal"),
+            false => failure,
         }
     })
 }

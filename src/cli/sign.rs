@@ -8,7 +8,7 @@ use super::failure::{Exit, Failure};
 use super::output::{Output, count, fields, on_one_line};
 use super::passphrase::SigningKey;
 use super::trusted::read_patch;
-use crate::checkpoint::{lock_folder_of, replace, write_new};
+use crate::checkpoint::{Amendment, write_new};
 use crate::digest::Sha256;
 use crate::patch::sign::{Signed, sign};
 
@@ -36,12 +36,12 @@ struct Report<'a> {
 
 pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure> {
     let key = arguments.key.read()?;
-    let _lock = lock_folder_of(&arguments.patch)?;
+    let file = Amendment::of(&arguments.patch)?;
     let bytes = read_patch(&arguments.patch)?;
     let (signed, bytes) = sign(bytes, &key)?;
     match &arguments.output {
         Some(path) => write_new(path, &bytes)?,
-        None => replace(&arguments.patch, &bytes)?,
+        None => file.write(&bytes)?,
     }
     let path = arguments.output.as_ref().unwrap_or(&arguments.patch);
     output.data("nestpatch/sign/1", &Report { output: path, signed: &signed }, text)?;

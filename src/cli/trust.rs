@@ -8,9 +8,9 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::failure::{Exit, Failure};
-use super::output::{Output, fields, on_one_line};
+use super::output::{Output, counted, fields, on_one_line};
 use super::trusted::{parse_trust_file, read_text, read_trust_file};
-use crate::checkpoint::{lock_folder_of, replace, write_new};
+use crate::checkpoint::Amendment;
 use crate::digest::Sha256;
 use crate::format::Timestamp;
 use crate::trust::{Person, Policy, Role, TrustedKey, read_public_key};
@@ -122,10 +122,9 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
 }
 
 fn run_add(add: &Add, output: Output) -> Result<Exit, Failure> {
-    let _lock = lock_folder_of(&add.file)?;
-    let is_new = add.file.symlink_metadata().is_err();
-    let old = if is_new { "version = 1\n".to_owned() } else { read_text(&add.file)? };
-    if !is_new {
+    let file = Amendment::of(&add.file)?;
+    let old = if file.is_new() { "version = 1\n".to_owned() } else { read_text(&add.file)? };
+    if !file.is_new() {
         let policy = parse_trust_file(&add.file, &old)?;
         if policy.people().iter().any(|person| person.name == add.name) {
             let what = format!("{}: {:?} is there already", add.file.display(), add.name);
@@ -139,10 +138,7 @@ fn run_add(add: &Add, output: Output) -> Result<Exit, Failure> {
         let why = format!("{}: with {:?} added it would not be a trust file: {error}", add.file.display(), add.name);
         Failure::message(Exit::Input, why)
     })?;
-    match is_new {
-        true => write_new(&add.file, new.as_bytes())?,
-        false => replace(&add.file, new.as_bytes())?,
-    }
+    file.write(new.as_bytes())?;
     show(&add.file, &policy, None, output)?;
     Ok(Exit::Done)
 }
@@ -156,7 +152,7 @@ impl Add {
             |name: &str, time: Option<Timestamp>| time.map(|time| format!(", {name} = \"{time}\"")).unwrap_or_default();
         let mut keys = Vec::new();
         for path in &self.key {
-            let line = read_public_key(path).map_err(|error| Failure::of_key_file(&error))?.to_line();
+            let line = read_public_key(path)?.to_line();
             keys.push(match self.from.is_some() || self.until.is_some() {
                 false => quote(&line),
                 true => format!("{{ key = {}{}{} }}", quote(&line), time("from", self.from), time("until", self.until)),
@@ -254,10 +250,8 @@ fn remarks(policy: &Policy, at: Timestamp) -> Vec<String> {
 fn text(report: &Report<'_>) -> String {
     let number = |(what, count): (&Role, &usize)| format!("{count} {what}");
     let require: Vec<String> = report.require.iter().map(number).collect();
-    let mut lines = vec![("as of", report.at.to_string()), ("threshold", format!("{} people", report.threshold))];
-    if report.threshold == 1 {
-        lines[1].1 = "1 person".to_owned();
-    }
+    let people = counted(report.threshold as u64, "person", "people");
+    let mut lines = vec![("as of", report.at.to_string()), ("threshold", people)];
     if !require.is_empty() {
         lines.push(("of them", require.join(", ")));
     }

@@ -54,7 +54,7 @@ impl Keys {
             None => {
                 let mut keys: Vec<(String, PublicKey)> = Vec::new();
                 for path in &self.key {
-                    let key = read_public_key(path).map_err(|error| Failure::of_key_file(&error))?;
+                    let key = read_public_key(path)?;
                     // The same key under another name is the same person.
                     if keys.iter().all(|(_, known)| *known != key) {
                         keys.push((name_of(path), key));
@@ -73,29 +73,30 @@ impl Keys {
 impl Trusted {
     /// The policy, if a key or trust file was given, with all that it is to know.
     pub(super) fn policy(&self) -> Result<Option<Policy>, Failure> {
-        let Some(mut policy) = self.keys.policy()? else {
+        let Some(policy) = self.keys.policy()? else {
             return match self.status_feed.is_some() || self.seen.is_some() {
                 true => Err(no_key("no key to check the status feed or the patch with")),
                 false => Ok(None),
             };
         };
-        if let Some(path) = &self.seen {
-            // Written before anything else is, so that nothing is done that could then not be remembered.
-            policy = policy.remembering(memory::update(path, |_| Ok(()))?);
-        }
-        if let Some(path) = &self.status_feed {
-            let bytes = read_input(path, MAX_ENVELOPE_BYTES as u64, Exit::Input)?;
-            policy = policy.knowing(&bytes).map_err(|error| feed_failure(path, &error))?;
-            if let (Some(seen), Some(feed)) = (&self.seen, policy.status_feed()) {
-                // Believed, so remembered, whatever becomes of the patch: else an older issue would do next time.
-                memory::update(seen, |seen| {
-                    seen.check_feed(feed).map_err(|error| feed_failure(path, &error.into()))?;
-                    seen.note_feed(feed);
-                    Ok(())
-                })?;
-            }
-        }
+        let policy = match &self.seen {
+            None => self.informed(policy)?,
+            // Written before anything else is, so that nothing is done that could then not be remembered. A feed that is
+            // believed is remembered whatever becomes of the patch: else an older issue would do next time.
+            Some(path) => memory::update(path, |seen| {
+                let policy = self.informed(policy.remembering(seen.clone()))?;
+                policy.status_feed().into_iter().for_each(|feed| seen.note_feed(feed));
+                Ok(policy)
+            })?,
+        };
         Ok(Some(if self.allow_superseded { policy.allowing_superseded() } else { policy }))
+    }
+
+    /// The same policy, knowing what the status feed says, if one was given.
+    fn informed(&self, policy: Policy) -> Result<Policy, Failure> {
+        let Some(path) = &self.status_feed else { return Ok(policy) };
+        let bytes = read_input(path, MAX_ENVELOPE_BYTES as u64, Exit::Input)?;
+        policy.knowing(&bytes).map_err(|error| feed_failure(path, &error))
     }
 
     /// Reads a patch, checks that it is trusted, and remembers that it was.
@@ -114,8 +115,7 @@ impl Trusted {
             seen.check_patch(series, number, patch).map_err(|error| PatchError::Trust(error.into()))?;
             seen.note_patch(series, number, patch);
             Ok(())
-        })?;
-        Ok(())
+        })
     }
 }
 

@@ -102,9 +102,22 @@ impl Payload {
     /// # Errors
     /// The first rule broken.
     pub fn read(manifest: &Manifest, payload: &[u8]) -> Result<Self, PayloadError> {
+        Self::of(manifest, &cut(manifest, payload)?)
+    }
+
+    /// The same of a payload that nobody vouches for yet: rows and deltas are bounded by what is stored.
+    ///
+    /// # Errors
+    /// The first rule broken; also a section that decodes to far more than is stored.
+    pub fn read_bounded(manifest: &Manifest, payload: &[u8]) -> Result<Self, PayloadError> {
         let sections = cut(manifest, payload)?;
-        let edits = read_edits(manifest, &sections)?;
-        let residual = find_residual(&sections)
+        check_expansions(&sections)?;
+        Self::of(manifest, &sections)
+    }
+
+    fn of(manifest: &Manifest, sections: &[Section<'_, '_>]) -> Result<Self, PayloadError> {
+        let edits = read_edits(manifest, sections)?;
+        let residual = find_residual(sections)
             .map(|(entry, stored)| Residual::from_bytes(&edits, &load(entry, stored)?).map_err(section_error))
             .transpose()?;
         Ok(Self { edits, residual })
@@ -116,10 +129,7 @@ impl Payload {
     /// The first rule broken; also a section that decodes to far more than is stored.
     pub fn read_unverified(manifest: &Manifest, payload: &[u8]) -> Result<Edits, PayloadError> {
         let sections = cut(manifest, payload)?;
-        find(&sections, &Kind::Rows).map_or(Ok(()), |(entry, _)| check_rows_length(entry))?;
-        for kind in [Kind::Rows, Kind::Deltas] {
-            find(&sections, &kind).map_or(Ok(()), |(entry, _)| check_expansion(entry))?;
-        }
+        check_expansions(&sections)?;
         read_edits(manifest, &sections)
     }
 
@@ -190,6 +200,13 @@ fn check_rows_length(rows: &SectionEntry) -> Result<(), PayloadError> {
         true => Ok(()),
         false => Err(PayloadError::TooLong { section: rows.name.clone(), limit, found }),
     }
+}
+
+/// What `rows` and `deltas` may decode to while nobody vouches for them.
+fn check_expansions(sections: &[Section<'_, '_>]) -> Result<(), PayloadError> {
+    find(sections, &Kind::Rows).map_or(Ok(()), |(entry, _)| check_rows_length(entry))?;
+    let bounded = [Kind::Rows, Kind::Deltas].iter().filter_map(|kind| find(sections, kind));
+    bounded.map(|(entry, _)| entry).try_for_each(check_expansion)
 }
 
 /// Stops a bomb: nobody has signed for what it would take.

@@ -188,11 +188,6 @@ impl Contents {
         &self.bytes
     }
 
-    /// The patch file, given back.
-    pub fn into_bytes(self) -> Vec<u8> {
-        self.bytes
-    }
-
     /// The patch's id: SHA-256 of its manifest.
     pub fn id(&self) -> Sha256 {
         self.id

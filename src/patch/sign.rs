@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{Contents, PatchError};
 use crate::digest::Sha256;
-use crate::format::Container;
+use crate::format::{Container, Payload};
 use crate::trust::SecretKey;
 
 /// What was signed.
@@ -38,8 +38,7 @@ pub struct Signed {
 /// # Errors
 /// A malformed patch, or one that holds what this version does not know; a key that has signed it already; a 65th signature.
 pub fn sign(bytes: Vec<u8>, key: &SecretKey) -> Result<(Signed, Vec<u8>), PatchError> {
-    // Nobody vouches for it yet: bounded first, then all of it.
-    let contents = Contents::read_whole(Contents::read(bytes)?.into_bytes())?;
+    let contents = Contents::of(bytes, Payload::read_bounded)?;
     contents.require_understood()?;
     let container = Container::parse(contents.bytes())?;
     let record = key.sign(container.manifest())?;
