@@ -121,6 +121,8 @@ fn a_broken_patch_is_not_signed() {
     fails(dir, &["sign", "bad.nestpatch", "--key", "2.key"], 4, &["malformed patch"]);
     fails(dir, &["sign", "none.nestpatch", "--key", "2.key"], 1, &["none.nestpatch"]);
     fails(dir, &["sign", "one.nestpatch", "--key", "2.pub"], 7, &["2.pub"]);
+    fails(dir, &["sign", "one.nestpatch", "--key", "two.nestpatch"], 7, &["expected a text", "no UTF-8"]);
+    fails(dir, &["sign", "one.nestpatch", "--key", "none.key"], 1, &["none.key"]);
     fails(dir, &["sign", "one.nestpatch", "--key", "2.key", "-o", "two.nestpatch"], 1, &["two.nestpatch"]);
     succeeds(dir, &["sign", "one.nestpatch", "--key", "2.key", "-o", "both.nestpatch"]);
     assert_eq!(id(dir, "both.nestpatch"), id(dir, "one.nestpatch"));

@@ -35,7 +35,7 @@ pub enum KeyError {
     /// Not PEM, or PEM of something else.
     #[error("{what}: expected {expected}, found {found}")]
     Format {
-        /// `public key` or `private key`.
+        /// `public key`, `private key`, or `key` where it could be either.
         what: &'static str,
         /// What it must be.
         expected: &'static str,

@@ -102,7 +102,14 @@ fn read_text(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
     // One byte over the cap, so that the parser sees that it is over.
     let mut text = Zeroizing::new(String::with_capacity(MAX_KEY_TEXT_BYTES + 1));
     let file = File::open(path).map_err(failed)?;
-    file.take(MAX_KEY_TEXT_BYTES as u64 + 1).read_to_string(&mut text).map_err(failed)?;
+    file.take(MAX_KEY_TEXT_BYTES as u64 + 1).read_to_string(&mut text).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => {
+            let found = "bytes that are no UTF-8".to_owned();
+            let error = KeyError::Format { what: "key", expected: "a text", found };
+            KeyFileError::Key { path: path.to_owned(), error }
+        }
+        _ => failed(error),
+    })?;
     Ok(text)
 }
 
