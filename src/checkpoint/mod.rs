@@ -17,6 +17,7 @@ mod progress;
 mod rows;
 mod shard;
 mod staged;
+mod stream;
 mod tree;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,7 @@ pub(crate) use layout::read_bounded;
 pub use progress::Progress;
 pub use rows::Cells;
 pub use staged::{Staged, check_target, copied_bytes};
+pub use stream::in_parallel;
 
 use lock::Lock;
 use shard::Shard;
@@ -41,8 +43,6 @@ use crate::tensor::{Shape, TensorName};
 
 /// The folder inside a checkpoint where apply records and the rollback journal lie.
 pub const STATE_FOLDER: &str = "nestpatch";
-/// Bytes read at a time when a tensor is streamed.
-const CHUNK: u64 = 1 << 20;
 
 /// An open checkpoint: every header checked, no weight read. Holds a shared lock on its folder.
 #[derive(Debug)]
@@ -190,26 +190,6 @@ impl Checkpoint {
             Some(shard) if end.is_some_and(|end| end <= tensor.length) => shard.read_at(buffer, tensor.begin + offset),
             _ => Err(self.out_of_bounds(tensor, format!("bytes {offset} and {} more", buffer.len()))),
         }
-    }
-
-    /// Passes a tensor's bytes to `visit` in order, piece by piece with the piece's offset; pieces hold whole elements.
-    pub fn stream(
-        &self,
-        tensor: &TensorInfo,
-        progress: &dyn Progress,
-        mut visit: impl FnMut(u64, &mut [u8]),
-    ) -> Result<(), CheckpointError> {
-        let mut buffer = vec![0; CHUNK.min(tensor.length) as usize];
-        let mut offset = 0;
-        while offset < tensor.length {
-            let length = CHUNK.min(tensor.length - offset);
-            let piece = buffer.get_mut(..length as usize).unwrap_or_default();
-            self.read_at(tensor, offset, piece)?;
-            visit(offset, piece);
-            progress.advance(length);
-            offset += length;
-        }
-        Ok(())
     }
 
     fn out_of_bounds(&self, tensor: &TensorInfo, what: impl Into<String>) -> CheckpointError {
