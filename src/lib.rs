@@ -5,11 +5,12 @@
 //! the very checkpoint it was made for, and reverted bit for bit. `spec/format.md` in the repository is normative.
 //!
 //! The verbs are functions in [`patch`]. A patch is used only after [`patch::verify::verify`], and a checkpoint only after
-//! [`checkpoint::BoundBase::exact`]:
+//! [`patch::bind::bind`]:
 //!
 //! ```no_run
-//! use nestpatch::checkpoint::{BoundBase, Checkpoint, Side};
-//! use nestpatch::patch::apply::{Target, apply};
+//! use nestpatch::checkpoint::Checkpoint;
+//! use nestpatch::patch::apply::{Options, Target, apply};
+//! use nestpatch::patch::bind::{Accept, bind};
 //! use nestpatch::patch::verify::verify;
 //! use nestpatch::trust::{Policy, read_public_key};
 //!
@@ -17,9 +18,8 @@
 //! let publisher = read_public_key("publisher.pub".as_ref())?;
 //! let patch = verify(std::fs::read("safety-1.nestpatch")?, &Policy::from_keys([("publisher".to_owned(), publisher)])?)?;
 //! let checkpoint = Checkpoint::open("model".as_ref())?;
-//! let contents = patch.contents();
-//! let base = BoundBase::exact(&checkpoint, &contents.manifest, &contents.edits, Side::Base, &())?;
-//! let applied = apply(&patch, &base, Target::NewFolder("patched".as_ref()), &())?;
+//! let base = bind(&patch, &checkpoint, &Accept::exact(), &())?;
+//! let applied = apply(&patch, &base, Options::new(Target::NewFolder("patched".as_ref())), &())?;
 //! println!("{} rows changed", applied.rows);
 //! # Ok(())
 //! # }

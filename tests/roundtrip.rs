@@ -8,12 +8,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use nestpatch::checkpoint::{BindError, BoundBase, Checkpoint, MismatchKind, Side};
+use nestpatch::checkpoint::{BindError, Checkpoint, Depth, MismatchKind};
 use nestpatch::digest::Blake3;
 use nestpatch::format::{Draft, Layout, Residual, Vectors};
-use nestpatch::patch::apply::{Applied, Target, apply, dry_run};
+use nestpatch::patch::apply::{Applied, Options, Target, apply, dry_run};
 use nestpatch::patch::assemble::sign;
-use nestpatch::patch::revert::{newest, revert};
+use nestpatch::patch::bind::{Accept, bind};
+use nestpatch::patch::revert::{Which, find, revert};
 use nestpatch::patch::status::{State, status};
 use nestpatch::patch::verify::verify;
 use nestpatch::patch::{PatchError, VerifiedPatch};
@@ -25,16 +26,15 @@ fn verified(patch: Vec<u8>) -> VerifiedPatch {
 
 fn try_apply(patch: &VerifiedPatch, dir: &Path, target: Target<'_>) -> Result<Applied, PatchError> {
     let checkpoint = Checkpoint::open(dir)?;
-    let contents = patch.contents();
-    let base = BoundBase::exact(&checkpoint, &contents.manifest, &contents.edits, Side::Base, &())?;
-    apply(patch, &base, target, &())
+    let bound = bind(patch, &checkpoint, &Accept::exact(), &())?;
+    apply(patch, &bound, Options::new(target), &())
 }
 
 fn try_revert(dir: &Path, target: Target<'_>) -> Result<u32, PatchError> {
     let checkpoint = Checkpoint::open(dir)?;
-    let newest = newest(&checkpoint)?;
-    let bound = newest.bind(&checkpoint, &())?;
-    revert(&newest, &bound, target, &()).map(|done| done.remaining)
+    let newest = find(&checkpoint, Which::Newest, None)?;
+    let bound = newest.bind(&checkpoint, Depth::Tensors, false, &())?;
+    revert(&bound, target, Depth::Tensors, &()).map(|done| done.remaining)
 }
 
 fn base() -> (tempfile::TempDir, PathBuf) {
@@ -110,7 +110,7 @@ fn patches_stack_and_come_off_in_order() {
         try_apply(&patch, &dir, Target::InPlace).unwrap();
         states.push(common::snapshot(&dir));
     }
-    let found = status(&Checkpoint::open(&dir).unwrap()).unwrap();
+    let found = status(&Checkpoint::open(&dir).unwrap(), Depth::Rows, &()).unwrap();
     let state: Vec<_> = found.applied.into_iter().map(|entry| entry.state).collect();
     assert_eq!(state, [State::Covered { by: 2 }, State::Covered { by: 3 }, State::Holds]);
     states.pop();
@@ -129,15 +129,15 @@ fn a_dry_run_writes_nothing_and_knows_the_outcome() {
     let out = root.path().join("out");
     for target in [Target::NewFolder(&out), Target::InPlace] {
         let checkpoint = Checkpoint::open(&dir).unwrap();
-        let contents = patch.contents();
-        let base = BoundBase::exact(&checkpoint, &contents.manifest, &contents.edits, Side::Base, &()).unwrap();
-        let planned = dry_run(&patch, &base, target, &()).unwrap();
+        let bound = bind(&patch, &checkpoint, &Accept::exact(), &()).unwrap();
+        let planned = dry_run(&patch, &bound, Options::new(target), &()).unwrap();
         assert_eq!(common::snapshot(root.path()), before);
-        drop(base);
+        drop(bound);
         drop(checkpoint);
         if let Target::NewFolder(_) = target {
             let done = try_apply(&patch, &dir, target).unwrap();
-            assert_eq!(Applied { dry_run: true, ..done }, planned);
+            let disk_free = planned.disk_free;
+            assert_eq!(Applied { dry_run: true, disk_free, ..done }, planned);
             fs::remove_dir_all(&out).unwrap();
         }
     }
@@ -193,7 +193,7 @@ fn what_was_edited_after_apply_is_not_reverted() {
     bytes[at + touched.rows()[0] as usize * touched.row_bytes() + 1] ^= 1;
     fs::write(&shard, bytes).unwrap();
     let before = common::snapshot(&dir);
-    let found = status(&Checkpoint::open(&dir).unwrap()).unwrap();
+    let found = status(&Checkpoint::open(&dir).unwrap(), Depth::Rows, &()).unwrap();
     assert!(!found.is_sound());
     let error = try_revert(&dir, Target::InPlace).unwrap_err();
     assert!(error.to_string().contains(touched.tensor().as_str()), "{error}");
@@ -272,9 +272,8 @@ fn refused_everywhere(patch: &VerifiedPatch, dir: &Path, expected: impl Fn(&Patc
         assert!(expected(&error), "{error}");
         assert!(common::snapshot(root) == before, "{target:?}");
         let checkpoint = Checkpoint::open(dir).unwrap();
-        let contents = patch.contents();
-        let base = BoundBase::exact(&checkpoint, &contents.manifest, &contents.edits, Side::Base, &()).unwrap();
-        let error = dry_run(patch, &base, target, &()).unwrap_err();
+        let bound = bind(patch, &checkpoint, &Accept::exact(), &()).unwrap();
+        let error = dry_run(patch, &bound, Options::new(target), &()).unwrap_err();
         assert!(expected(&error), "{error}");
     }
 }

@@ -7,10 +7,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use nestpatch::checkpoint::{BoundBase, Checkpoint, Side, config_differences};
+use nestpatch::checkpoint::{Checkpoint, Depth, config_differences};
 use nestpatch::patch::PatchError;
-use nestpatch::patch::apply::{Target, apply};
-use nestpatch::patch::revert::{newest, revert};
+use nestpatch::patch::apply::{Options, Target, apply};
+use nestpatch::patch::bind::{Accept, bind};
+use nestpatch::patch::revert::{Which, find, revert};
 use nestpatch::patch::verify::{VerifiedPatch, verify};
 use nestpatch::trust::{Policy, PublicKey, TrustError};
 use serde::Deserialize;
@@ -75,11 +76,12 @@ fn apply_and_revert(patch: &VerifiedPatch, base: &Path) -> Result<(), PatchError
     let (scratch, contents) = (tempfile::tempdir().unwrap(), patch.contents());
     let (patched, back) = (scratch.path().join("patched"), scratch.path().join("back"));
     let checkpoint = Checkpoint::open(base)?;
-    let bound = BoundBase::exact(&checkpoint, &contents.manifest, &contents.edits, Side::Base, &())?;
-    apply(patch, &bound, Target::NewFolder(&patched), &())?;
+    let bound = bind(patch, &checkpoint, &Accept::exact(), &())?;
+    apply(patch, &bound, Options::new(Target::NewFolder(&patched)), &())?;
     let changed = Checkpoint::open(&patched)?;
-    let newest = newest(&changed)?;
-    revert(&newest, &newest.bind(&changed, &())?, Target::NewFolder(&back), &())?;
+    let newest = find(&changed, Which::Newest, None)?;
+    let bound = newest.bind(&changed, Depth::Tensors, false, &())?;
+    revert(&bound, Target::NewFolder(&back), Depth::Tensors, &())?;
     let restored = Checkpoint::open(&back)?;
     for edit in &contents.edits {
         assert_eq!(restored.read(edit.tensor()).unwrap(), checkpoint.read(edit.tensor()).unwrap(), "{}", edit.tensor());

@@ -1,159 +1,89 @@
 //! Whether a checkpoint is what a patch was made for, or what it gives.
 
-use std::fmt;
+use serde::{Deserialize, Serialize};
 
-use super::{Cells, Checkpoint, CheckpointError, Progress, StoredType, TensorInfo};
+use super::mismatch::{BindError, Mismatch, MismatchKind, Side};
+use super::{Cells, Checkpoint, Progress, TensorInfo, in_parallel};
 use crate::digest::Blake3;
-use crate::format::binding::{LengthError, RowsHasher, TensorHasher, architecture_value};
-use crate::format::manifest::{BaseTensor, ResultTensor};
+use crate::format::binding::{RowsHasher, TensorHasher, architecture_value};
 use crate::format::{Edit, Edits, Level, Manifest};
-use crate::tensor::{Dtype, Shape, TensorName};
+use crate::tensor::Dtype;
 
-/// The state of a checkpoint that is asked for: before the patch, or after it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
-    /// What the patch was made for.
-    Base,
-    /// What it gives.
-    Result,
+/// How much of each touched tensor is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Depth {
+    /// The touched rows: all that a patch changes, and quick.
+    Rows,
+    /// The touched tensors as a whole.
+    Tensors,
 }
 
-impl fmt::Display for Side {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Base => "base",
-            Self::Result => "result",
-        })
-    }
-}
-
-/// A checkpoint whose touched tensors were found to be those of a manifest. Only [`BoundBase::exact`] makes one.
-#[derive(Debug)]
-pub struct BoundBase<'c> {
-    checkpoint: &'c Checkpoint,
-    tensors: Vec<&'c TensorInfo>,
-    side: Side,
-    level: Level,
-}
-
-/// Why a checkpoint was not bound.
-#[derive(Debug, thiserror::Error)]
-pub enum BindError {
-    /// It cannot be read.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    /// It is another one.
-    #[error("{} of {tensors} touched tensors differ from the patch's {side}: {}", mismatches.len(), list(mismatches))]
-    Mismatch {
-        /// Tensors that the patch touches.
-        tensors: usize,
-        /// The state that was asked for.
-        side: Side,
-        /// Every tensor that differs.
-        mismatches: Vec<Mismatch>,
-    },
-    /// The edits and the manifest do not belong together.
-    #[error(transparent)]
-    Length(#[from] LengthError),
-}
-
-impl BindError {
-    /// Whether the checkpoint holds weights that are not numbers.
-    pub fn is_damage(&self) -> bool {
-        let not_finite = |mismatch: &Mismatch| matches!(mismatch.kind, MismatchKind::NotFinite { .. });
-        matches!(self, Self::Mismatch { mismatches, .. } if mismatches.iter().any(not_finite))
-    }
-}
-
-/// A touched tensor that is not as expected.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mismatch {
-    /// The tensor.
-    pub tensor: TensorName,
-    /// How it differs.
-    pub kind: MismatchKind,
-}
-
-/// How a touched tensor differs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum MismatchKind {
-    /// The checkpoint has none of that name.
-    Missing,
-    /// Another element type.
-    Dtype {
-        /// That of the manifest.
-        expected: Dtype,
-        /// That of the checkpoint.
-        found: StoredType,
-    },
-    /// Other dimensions.
-    Shape {
-        /// Those of the manifest.
-        expected: Shape,
-        /// Those of the checkpoint.
-        found: Shape,
-    },
-    /// Other bytes in the rows that the patch touches.
-    Rows {
-        /// The rows' digest in the manifest.
-        expected: Blake3,
-        /// That of the checkpoint.
-        found: Blake3,
-        /// Whether they hold the patch's other side: its result where its base is asked for, or the other way round.
-        other_side: bool,
-    },
-    /// The touched rows are as expected, bytes outside them are not.
-    Elsewhere {
-        /// The tensor's digest in the manifest.
-        expected: Blake3,
-        /// That of the checkpoint.
-        found: Blake3,
-    },
-    /// NaN or infinity in a touched row.
-    NotFinite {
-        /// The row.
-        row: u32,
-        /// The element within it.
-        column: usize,
-    },
-}
-
-impl fmt::Display for Mismatch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.tensor)?;
-        match &self.kind {
-            MismatchKind::Missing => f.write_str("not in the checkpoint"),
-            MismatchKind::Dtype { expected, found } => write!(f, "expected element type {expected}, found {found}"),
-            MismatchKind::Shape { expected, found } => write!(f, "expected shape {expected}, found {found}"),
-            MismatchKind::Rows { expected, found, other_side } => {
-                let holds = if *other_side { " (the other side of this patch)" } else { "" };
-                let (expected, found) = (expected.short(), found.short());
-                write!(f, "expected touched rows with BLAKE3 {expected}, found {found}{holds}")
-            }
-            MismatchKind::Elsewhere { expected, found } => {
-                let (expected, found) = (expected.short(), found.short());
-                write!(
-                    f,
-                    "touched rows as expected, but not the rows around them: expected BLAKE3 {expected}, found {found}"
-                )
-            }
-            MismatchKind::NotFinite { row, column } => {
-                write!(f, "row {row}, column {column}: expected a finite weight, found NaN or infinity")
-            }
+impl Depth {
+    /// Its name on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Rows => "rows",
+            Self::Tensors => "tensors",
         }
     }
 }
 
-/// The first three in words, and how many more.
-fn list(mismatches: &[Mismatch]) -> String {
-    let shown: Vec<String> = mismatches.iter().take(3).map(Mismatch::to_string).collect();
-    let more = mismatches.len().saturating_sub(shown.len());
-    if more == 0 { shown.join("; ") } else { format!("{}; and {more} more", shown.join("; ")) }
+/// What a touched tensor holds, as far as it is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Digests {
+    /// Digest of its touched rows.
+    pub rows: Option<Blake3>,
+    /// Digest of all of it.
+    pub whole: Option<Blake3>,
+}
+
+/// What the touched tensors hold before and after a patch, in the order of the edits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sides {
+    /// Before.
+    pub base: Vec<Digests>,
+    /// After.
+    pub result: Vec<Digests>,
+}
+
+impl Sides {
+    /// What the publisher signed.
+    pub fn signed(manifest: &Manifest) -> Self {
+        let digests = |rows, whole| Digests { rows: Some(rows), whole: Some(whole) };
+        let base = manifest.base.tensors.iter().map(|tensor| digests(tensor.rows, tensor.blake3)).collect();
+        let result = manifest.result.tensors.iter().map(|tensor| digests(tensor.rows, tensor.blake3)).collect();
+        Self { base, result }
+    }
+
+    /// Nothing known of `tensors` tensors: any base will do, and what becomes of it is seen when it is done.
+    pub fn unknown(tensors: usize) -> Self {
+        Self { base: vec![Digests::default(); tensors], result: vec![Digests::default(); tensors] }
+    }
+
+    /// What is known of one side.
+    pub fn of(&self, side: Side) -> &[Digests] {
+        match side {
+            Side::Base => &self.base,
+            Side::Result => &self.result,
+        }
+    }
+}
+
+/// A checkpoint whose touched tensors were found to be what a patch can be folded into, or taken back from.
+#[derive(Debug)]
+pub struct BoundBase<'c> {
+    checkpoint: &'c Checkpoint,
+    tensors: Vec<&'c TensorInfo>,
+    sides: Sides,
+    side: Side,
+    level: Level,
+    depth: Depth,
 }
 
 impl<'c> BoundBase<'c> {
     /// Binds at the level `exact`: every touched tensor has the name, element type, shape and bytes of that side of
-    /// the manifest. Reads each touched tensor once.
+    /// the manifest, looked at as deep as `depth` says.
     ///
     /// # Errors
     /// Every tensor that differs, or the first that cannot be read.
@@ -162,20 +92,26 @@ impl<'c> BoundBase<'c> {
         manifest: &Manifest,
         edits: &Edits,
         side: Side,
+        depth: Depth,
         progress: &dyn Progress,
     ) -> Result<Self, BindError> {
-        let tensors = find_touched(checkpoint, edits, side)?;
-        progress.stage(&format!("checking the {side}"), tensors.iter().map(|tensor| tensor.length).sum());
-        let mut mismatches = Vec::new();
-        for ((tensor, edit), expected) in tensors.iter().zip(edits).zip(expectations(manifest, side)) {
-            let found = checkpoint.digest(tensor, edit.dtype(), progress)?;
-            if found != expected.whole || checkpoint.rows_digest(tensor, edit)?.0 != expected.rows {
-                let kind = checkpoint.explain(tensor, edit, &expected, found)?;
-                mismatches.push(Mismatch { tensor: tensor.name.clone(), kind });
-            }
-        }
-        refuse(edits, side, mismatches)?;
-        Ok(Self { checkpoint, tensors, side, level: Level::Exact })
+        Self::known(checkpoint, edits, Sides::signed(manifest), side, (Level::Exact, depth), progress)
+    }
+
+    /// Binds to what is known of both sides from elsewhere, and says at which level that was.
+    ///
+    /// # Errors
+    /// As [`BoundBase::exact`].
+    pub fn known(
+        checkpoint: &'c Checkpoint,
+        edits: &Edits,
+        sides: Sides,
+        side: Side,
+        (level, depth): (Level, Depth),
+        progress: &dyn Progress,
+    ) -> Result<Self, BindError> {
+        let tensors = compare(checkpoint, edits, &sides, side, depth, progress)?;
+        Ok(Self { checkpoint, tensors, sides, side, level, depth })
     }
 
     /// The checkpoint that was checked.
@@ -193,27 +129,47 @@ impl<'c> BoundBase<'c> {
         self.side
     }
 
+    /// What is known of the touched tensors on both sides.
+    pub fn sides(&self) -> &Sides {
+        &self.sides
+    }
+
     /// How closely it was compared.
     pub fn level(&self) -> &Level {
         &self.level
     }
+
+    /// How much of it was compared.
+    pub fn depth(&self) -> Depth {
+        self.depth
+    }
 }
 
-/// Compares only the touched rows: quick, and blind to what lies around them.
+/// Compares the touched tensors with what is known of one side of a patch; gives them in the order of the edits. At
+/// depth `rows` only the touched rows are read, and what lies around them may be anything.
 ///
 /// # Errors
-/// Every tensor whose rows differ, or the first that cannot be read.
-pub fn check_rows(checkpoint: &Checkpoint, manifest: &Manifest, edits: &Edits, side: Side) -> Result<(), BindError> {
+/// Every tensor that differs, or the first that cannot be read.
+pub fn compare<'c>(
+    checkpoint: &'c Checkpoint,
+    edits: &Edits,
+    sides: &Sides,
+    side: Side,
+    depth: Depth,
+    progress: &dyn Progress,
+) -> Result<Vec<&'c TensorInfo>, BindError> {
     let tensors = find_touched(checkpoint, edits, side)?;
-    let mut mismatches = Vec::new();
-    for ((tensor, edit), expected) in tensors.iter().zip(edits).zip(expectations(manifest, side)) {
-        let (found, _) = checkpoint.rows_digest(tensor, edit)?;
-        if found != expected.rows {
-            let kind = MismatchKind::Rows { expected: expected.rows, found, other_side: found == expected.other };
-            mismatches.push(Mismatch { tensor: tensor.name.clone(), kind });
-        }
-    }
-    refuse(edits, side, mismatches)
+    let bytes = |tensor: &&TensorInfo| if depth == Depth::Tensors { tensor.length } else { 0 };
+    progress.stage(&format!("checking the {side}"), tensors.iter().map(bytes).sum());
+    let (here, there) = (sides.of(side).iter(), sides.of(side.other()));
+    let pairs: Vec<_> = tensors.iter().zip(edits).zip(here.zip(there)).collect();
+    let found = in_parallel(&pairs, |((tensor, edit), (here, there))| {
+        let whole = here.whole.filter(|_| depth == Depth::Tensors);
+        checkpoint.difference(tensor, edit, Digests { whole, ..**here }, there, progress)
+    })?;
+    let named = pairs.iter().zip(found).filter_map(|(((tensor, _), _), kind)| Some((tensor.name.clone(), kind?)));
+    refuse(edits, side, named.map(|(tensor, kind)| Mismatch { tensor, kind }).collect())?;
+    Ok(tensors)
 }
 
 /// Keys of config.json that fix the forward pass and differ from the base's: (key, base's value, found).
@@ -245,35 +201,27 @@ impl Checkpoint {
         Ok((hasher.finish()?, wrong))
     }
 
-    fn explain(
+    /// How a touched tensor differs from what is known of it, if it does.
+    fn difference(
         &self,
         tensor: &TensorInfo,
         edit: &Edit,
-        expected: &Expected,
-        found: Blake3,
-    ) -> Result<MismatchKind, BindError> {
-        let (rows, not_finite) = self.rows_digest(tensor, edit)?;
-        Ok(match not_finite {
-            Some((row, column)) => MismatchKind::NotFinite { row, column },
-            None if rows == expected.rows => MismatchKind::Elsewhere { expected: expected.whole, found },
-            None => MismatchKind::Rows { expected: expected.rows, found: rows, other_side: rows == expected.other },
-        })
+        here: Digests,
+        there: &Digests,
+        progress: &dyn Progress,
+    ) -> Result<Option<MismatchKind>, BindError> {
+        let (found, not_finite) = self.rows_digest(tensor, edit)?;
+        if let Some((row, column)) = not_finite {
+            return Ok(Some(MismatchKind::NotFinite { row, column }));
+        }
+        if let Some(expected) = here.rows.filter(|expected| *expected != found) {
+            let other_side = there.rows == Some(found);
+            return Ok(Some(MismatchKind::Rows { expected, found, other_side, edited: vec![] }));
+        }
+        let Some(expected) = here.whole else { return Ok(None) };
+        let found = self.digest(tensor, edit.dtype(), progress)?;
+        Ok((found != expected).then_some(MismatchKind::Elsewhere { expected, found }))
     }
-}
-
-struct Expected {
-    whole: Blake3,
-    rows: Blake3,
-    /// The rows on the other side.
-    other: Blake3,
-}
-
-fn expectations(manifest: &Manifest, side: Side) -> impl Iterator<Item = Expected> {
-    let both = manifest.base.tensors.iter().zip(&manifest.result.tensors);
-    both.map(move |(base, result): (&BaseTensor, &ResultTensor)| match side {
-        Side::Base => Expected { whole: base.blake3, rows: base.rows, other: result.rows },
-        Side::Result => Expected { whole: result.blake3, rows: result.rows, other: base.rows },
-    })
 }
 
 /// The touched tensors in the order of the edits, if all are there with the type and shape that the edits expect.

@@ -109,6 +109,15 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+/// Bytes that this user may still write in the file system of a folder.
+///
+/// # Errors
+/// The system does not tell.
+pub fn free_bytes(folder: &Path) -> Result<u64> {
+    let found = rustix::fs::statvfs(folder).map_err(|error| failed("look at", folder)(error.into()))?;
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
 /// Makes `to`, a new file, a clone of `from` that shares its blocks; `false` where the file system cannot.
 #[cfg(target_os = "linux")]
 pub(crate) fn clone_blocks(from: &File, to: &File, path: &Path) -> Result<bool> {
@@ -144,7 +153,9 @@ pub(crate) fn open_rw(path: &Path) -> Result<File> {
 /// Writes all of `bytes` at `offset`.
 pub(crate) fn write_at(file: &File, path: &Path, bytes: &[u8], offset: u64) -> Result<()> {
     fault::tear(|| {
-        let half = bytes.get(..bytes.len() / 2).unwrap_or_default();
+        // As a killed process or a lost supply of power leaves it: whole blocks of the file.
+        let end = (offset + bytes.len() as u64 / 2) / super::journal::BLOCK * super::journal::BLOCK;
+        let half = bytes.get(..end.saturating_sub(offset) as usize).unwrap_or_default();
         let _ = file.write_all_at(half, offset);
     });
     fault::step(path).and_then(|()| file.write_all_at(bytes, offset)).map_err(failed("write", path))

@@ -183,6 +183,17 @@ pub enum CheckpointError {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// The files are not those that the rollback journal was written for.
+    #[error(
+        "{}: at byte {offset} is neither what the interrupted change found nor what it wrote: changed or replaced since, so nothing was restored",
+        path.display()
+    )]
+    Stranger {
+        /// The file.
+        path: PathBuf,
+        /// Where it differs.
+        offset: u64,
+    },
     /// A change is complete, but its journal could not be removed.
     #[error("{}: the change is complete, but tidying up failed", dir.display())]
     Untidy {

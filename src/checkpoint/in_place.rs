@@ -113,21 +113,18 @@ pub fn recover(dir: &Path) -> Result<Option<Recovery>, CheckpointError> {
     }
 }
 
-/// Takes the old bytes of every vector that is about to be written.
-pub struct Saver<'c> {
-    checkpoint: &'c Checkpoint,
+/// Takes every vector that is about to be written.
+pub struct Saver {
     journal: Writer,
     shards: BTreeMap<usize, usize>,
-    buffer: Vec<u8>,
 }
 
-impl Saver<'_> {
-    /// Puts a vector's present bytes into the journal.
-    pub fn save(&mut self, tensor: &TensorInfo, cells: Cells) -> Result<(), CheckpointError> {
-        self.checkpoint.read_vector(tensor, cells, &mut self.buffer)?;
+impl Saver {
+    /// Puts a vector's present bytes into the journal, and what tells the bytes that they are about to become.
+    pub fn save(&mut self, tensor: &TensorInfo, cells: Cells, old: &[u8], new: &[u8]) -> Result<(), CheckpointError> {
         let shard = self.shards.get(&tensor.shard).copied().unwrap_or(usize::MAX);
         let absolute = Cells { offset: cells.offset + tensor.begin, ..cells };
-        self.journal.add(shard, absolute, &self.buffer)
+        self.journal.add(shard, absolute, old, new)
     }
 }
 
@@ -166,26 +163,26 @@ impl Checkpoint {
         self.lock.upgrade()
     }
 
-    /// Changes vectors of `tensors` in place: `save` journals each, `change` writes them. If `change` fails, the old
-    /// bytes are put back and its error is returned.
+    /// Changes vectors of `tensors` in place: `save` journals each, `change`, given what `save` found, writes them. If
+    /// `change` fails, the old bytes are put back and its error is returned.
     ///
     /// # Errors
     /// Those of the closures; a shard that is a link; [`CheckpointError::Torn`] when undoing failed as well.
-    pub fn change_in_place<T, E: From<CheckpointError>>(
+    pub fn change_in_place<S, T, E: From<CheckpointError>>(
         &self,
         intent: &Intent,
         tensors: &[&TensorInfo],
-        save: impl FnOnce(&mut Saver<'_>) -> Result<(), E>,
-        change: impl FnOnce(&Changer) -> Result<T, E>,
+        save: impl FnOnce(&mut Saver) -> Result<S, E>,
+        change: impl FnOnce(&Changer, S) -> Result<T, E>,
     ) -> Result<T, E> {
         self.lock_for_change()?;
         let shards = self.open_for_writing(tensors)?;
         let state = self.make_state_folder()?;
         let journaled = self.write_journal(intent, &shards, &state, save);
-        journaled.inspect_err(|_| drop(roll_back(&self.dir, &state)))?;
+        let saved = journaled.inspect_err(|_| drop(roll_back(&self.dir, &state)))?;
         let changer = Changer { shards, state };
         let state = &changer.state;
-        let changed = change(&changer).and_then(|value| {
+        let changed = change(&changer, saved).and_then(|value| {
             changer.sync_shards()?;
             disk::sync_dir(state)?;
             disk::rename(&state.join(ACTIVE), &state.join(COMMITTED))?;
@@ -235,13 +232,13 @@ impl Checkpoint {
         Ok(state)
     }
 
-    fn write_journal<E: From<CheckpointError>>(
+    fn write_journal<S, E: From<CheckpointError>>(
         &self,
         intent: &Intent,
         shards: &BTreeMap<usize, (PathBuf, File)>,
         state: &Path,
-        save: impl FnOnce(&mut Saver<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
+        save: impl FnOnce(&mut Saver) -> Result<S, E>,
+    ) -> Result<S, E> {
         let named = shards.keys().filter_map(|index| self.shards.get(*index));
         let header = Header {
             verb: intent.verb.to_owned(),
@@ -252,13 +249,13 @@ impl Checkpoint {
         };
         let numbers = shards.keys().enumerate().map(|(number, index)| (*index, number)).collect();
         let journal = Writer::create(state.join(UNFINISHED), &header)?;
-        let mut saver = Saver { checkpoint: self, journal, shards: numbers, buffer: Vec::new() };
-        save(&mut saver)?;
+        let mut saver = Saver { journal, shards: numbers };
+        let saved = save(&mut saver)?;
         saver.journal.finish()?;
         disk::rename(&state.join(UNFINISHED), &state.join(ACTIVE))?;
         disk::sync_dir(state)?;
         disk::sync_dir(&self.dir)?;
-        Ok(())
+        Ok(saved)
     }
 }
 
@@ -308,26 +305,31 @@ fn roll_back(dir: &Path, state: &Path) -> Result<Recovery, CheckpointError> {
     Ok(Recovery::RolledBack { verb, patch, vectors })
 }
 
-/// Writes every entry of the journal to its shard; gives how many there were.
+/// Writes every entry of the journal to its shard, once all of them were found to be old or new there; gives how many
+/// there were. So a journal is not played into files that are no longer those it was written for.
 fn play_back(dir: &Path, path: &Path, journal: &mut Reader) -> Result<u64, CheckpointError> {
-    let unusable = |what| CheckpointError::Journal { path: path.to_owned(), what };
     let names = journal.header.shards.iter().map(|shard| &shard.name).chain(&journal.header.created);
     if !names.into_iter().all(|name| is_plain(name)) {
-        return Err(unusable("it names a file outside the folder"));
+        return Err(CheckpointError::Journal { path: path.to_owned(), what: "it names a file outside the folder" });
     }
-    let mut shards = Vec::new();
-    for ShardName { name, length } in &journal.header.shards {
-        let path = dir.join(name);
-        shards.push((open_own(&path, *length)?, path, *length));
+    let open = |shard: &ShardName| {
+        let path = dir.join(&shard.name);
+        Ok((open_own(&path, shard.length)?, path))
+    };
+    let shards = journal.header.shards.iter().map(open).collect::<Result<Vec<_>, CheckpointError>>()?;
+    let mut present = Vec::new();
+    while let Some((entry, (file, path))) = journal.next_of(&shards)? {
+        rows::gather(file, path, entry.cells, &mut present)?;
+        if let Some(offset) = entry.stranger(&present) {
+            return Err(CheckpointError::Stranger { path: path.clone(), offset });
+        }
     }
-    let mut vectors = 0;
-    while let Some(entry) = journal.next()? {
-        let shard = shards.get(entry.shard).filter(|(_, _, length)| entry.cells.fits(*length));
-        let (file, path, _) = shard.ok_or_else(|| unusable("an entry lies outside its shard"))?;
-        rows::scatter(file, path, 0, entry.cells, &entry.bytes)?;
+    let (mut journal, mut vectors) = (Reader::open(path)?, 0);
+    while let Some((entry, (file, path))) = journal.next_of(&shards)? {
+        rows::scatter(file, path, 0, entry.cells, &entry.old)?;
         vectors += 1;
     }
-    shards.iter().try_for_each(|(file, path, _)| disk::sync(file, path))?;
+    shards.iter().try_for_each(|(file, path)| disk::sync(file, path))?;
     Ok(vectors)
 }
 
@@ -379,7 +381,7 @@ mod tests {
             obsolete: vec![],
         };
         let mut journal = Writer::create(state.join(ACTIVE), &header).unwrap();
-        journal.add(0, Cells { offset, size: 4, stride: 0, count: 1 }, &[1, 2, 3, 4]).unwrap();
+        journal.add(0, Cells { offset, size: 4, stride: 0, count: 1 }, &[1, 2, 3, 4], &[7; 4]).unwrap();
         journal.finish().unwrap();
         dir
     }
@@ -393,6 +395,22 @@ mod tests {
         assert_eq!(fs::read(dir.join(SHARD)).unwrap(), [7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 1, 2, 3, 4]);
         assert!(!dir.join(STATE_FOLDER).exists());
         assert_eq!(recover(&dir).unwrap(), None);
+    }
+
+    /// Someone put other files there after the crash: they are not touched.
+    #[test]
+    fn a_journal_is_not_played_into_other_files() {
+        let root = interrupted(SHARD, "x", 12);
+        let dir = root.path().join("c");
+        let mut other = [7; 16];
+        other[13] = 8;
+        fs::write(dir.join(SHARD), other).unwrap();
+        let error = recover(&dir).unwrap_err();
+        assert!(matches!(error, CheckpointError::Stranger { offset: 12, .. }), "{error}");
+        assert_eq!(fs::read(dir.join(SHARD)).unwrap(), other);
+        assert!(is_interrupted(&dir), "and the journal stays, for when the right files are back");
+        fs::write(dir.join(SHARD), [7; 16]).unwrap();
+        assert!(matches!(recover(&dir), Ok(Some(Recovery::RolledBack { .. }))));
     }
 
     /// A journal comes with the folder, so whoever made the folder may have made it up.

@@ -13,6 +13,7 @@ mod journal;
 mod json;
 mod layout;
 mod lock;
+mod mismatch;
 mod progress;
 mod rows;
 mod shard;
@@ -25,12 +26,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-pub use binding::{BindError, BoundBase, Mismatch, MismatchKind, Side, check_rows, config_differences, find_touched};
-pub use disk::{Amendment, write_new};
+pub use binding::{BoundBase, Depth, Digests, Sides, compare, config_differences, find_touched};
+pub use disk::{Amendment, free_bytes, write_new};
 pub use error::CheckpointError;
 pub use header::StoredType;
 pub use in_place::{Changer, Intent, Recovery, Saver, is_interrupted, recover};
 pub(crate) use layout::read_bounded;
+pub use mismatch::{BindError, Mismatch, MismatchKind, Side};
 pub use progress::Progress;
 pub use rows::Cells;
 pub use staged::{Staged, check_target, copied_bytes};

@@ -1,6 +1,7 @@
 //! Single vectors of a tensor: read, written, and laid over bytes that stream by.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::{Checkpoint, CheckpointError, TensorInfo, disk};
@@ -93,6 +94,13 @@ pub(super) fn write(
         return Err(CheckpointError::Bounds { dir, tensor: name, shape, what: "a vector to write".to_owned() });
     }
     scatter(file, path, tensor.begin, cells, bytes)
+}
+
+/// Reads a vector at absolute offsets of a file, gathered; `buffer` takes its length.
+pub(super) fn gather(file: &File, path: &Path, cells: Cells, buffer: &mut Vec<u8>) -> Result<(), CheckpointError> {
+    buffer.resize(cells.bytes(), 0);
+    let mut parts = cells.offsets().zip(buffer.chunks_exact_mut(cells.size));
+    parts.try_for_each(|(offset, part)| file.read_exact_at(part, offset)).map_err(CheckpointError::io("read", path))
 }
 
 /// Writes a gathered vector to its cells, offsets counted from `base`.

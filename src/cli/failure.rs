@@ -160,14 +160,21 @@ fn exit_of(error: &PatchError) -> Exit {
         PatchError::Bind(error) => exit_of_bind(error),
         PatchError::Record(error) => match error {
             RecordError::Checkpoint(error) => exit_of_checkpoint(error),
-            RecordError::None { .. } => Exit::Base,
-            RecordError::Json { .. } | RecordError::Rule { .. } | RecordError::Full { .. } => Exit::Checkpoint,
+            RecordError::None { .. } | RecordError::NoSuch { .. } => Exit::Base,
+            RecordError::Json { .. }
+            | RecordError::Rule { .. }
+            | RecordError::Tensors { .. }
+            | RecordError::Full { .. } => Exit::Checkpoint,
         },
         PatchError::Effect(EffectError::Bind(error)) => exit_of_bind(error),
         PatchError::Effect(EffectError::Residual(_)) => Exit::Patch,
         PatchError::Effect(EffectError::Fold { .. }) | PatchError::Fold { .. } => Exit::Checkpoint,
-        PatchError::StaleRecord { .. } => Exit::Base,
-        PatchError::Recorded { .. } => Exit::Checkpoint,
+        PatchError::StaleRecord { .. }
+        | PatchError::AlreadyApplied { .. }
+        | PatchError::Covered { .. }
+        | PatchError::LevelNotPermitted { .. }
+        | PatchError::Config { .. } => Exit::Base,
+        PatchError::Recorded { .. } | PatchError::ChangedMeanwhile { .. } => Exit::Checkpoint,
     }
 }
 
@@ -220,7 +227,16 @@ fn hint_of(error: &PatchError) -> Option<&'static str> {
         PatchError::StaleRecord { .. } => Some(
             "`nestpatch status DIR` shows how it stands; if the weights were fetched anew, remove the nestpatch folder",
         ),
-        PatchError::Record(RecordError::None { .. }) => Some("`nestpatch status DIR` shows what is applied"),
+        PatchError::Record(RecordError::None { .. }) => Some(
+            "`nestpatch status DIR` shows what is applied; without a record, `revert --patch PATCH` takes a patch back",
+        ),
+        PatchError::Record(RecordError::NoSuch { .. }) | PatchError::AlreadyApplied { .. } => {
+            Some("`nestpatch status DIR` shows what is applied")
+        }
+        PatchError::Covered { .. } => Some("take the newer one back first"),
+        PatchError::LevelNotPermitted { .. } | PatchError::Config { .. } => {
+            Some("to go against the publisher's word, give a reason with --override-binding; it goes into the record")
+        }
         _ => None,
     }
 }
@@ -231,6 +247,9 @@ fn hint_of_checkpoint(error: &CheckpointError) -> Option<&'static str> {
         CheckpointError::MissingShards { .. } => Some("the download is incomplete: fetch the missing files again"),
         CheckpointError::Busy { .. } => Some("wait for the other process to end"),
         CheckpointError::Interrupted { .. } => Some("`nestpatch status DIR` mends it"),
+        CheckpointError::Stranger { .. } => Some(
+            "put the file back as it was; if the checkpoint was fetched anew and is whole, remove its nestpatch folder",
+        ),
         CheckpointError::Torn { .. } => {
             Some("free disk space or restore write permission, then run `nestpatch status DIR`")
         }
@@ -258,10 +277,17 @@ fn hint_of_mismatch(kind: &MismatchKind) -> Option<&'static str> {
         MismatchKind::Rows { other_side: true, .. } => {
             Some("the patch is already where you want to bring it: `nestpatch status DIR` shows what is applied")
         }
+        MismatchKind::Rows { edited, .. } if !edited.is_empty() => {
+            Some("to restore all others, add --leave-edited: the rows that were changed since stay as they are")
+        }
         MismatchKind::NotFinite { .. } => Some("the weights are damaged: fetch the checkpoint again"),
         MismatchKind::Elsewhere { .. } => {
-            Some("the rows to change are as expected, so this may be another version or a fine-tuned child of the base")
+            Some("the touched rows are as expected; --check rows is content with that, whatever else is in the tensors")
         }
+        MismatchKind::Rows { .. } => Some(
+            "if it is a fine-tuned child of the base, --level descendant may take it; `nestpatch inspect PATCH` names \
+             the base",
+        ),
         _ => Some("`nestpatch inspect PATCH` names the base it was made for"),
     }
 }

@@ -5,6 +5,7 @@ mod apply;
 mod create;
 #[cfg(feature = "create")]
 mod demo;
+mod destination;
 mod diff;
 mod export;
 pub mod failure;
@@ -22,14 +23,13 @@ mod trust;
 mod trusted;
 mod verify;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue};
 use clap::{Parser, Subcommand};
 
 use crate::checkpoint::{Checkpoint, recover};
-use crate::patch::apply::Target;
 use failure::{Exit, Failure};
 use output::{Output, warn};
 
@@ -129,23 +129,5 @@ fn note_strays(checkpoint: &Checkpoint, output: Output) {
     if !checkpoint.strays().is_empty() {
         let names = checkpoint.strays().join(", ");
         output.note(&format!("note: not part of the checkpoint, and so not patched: {names}"));
-    }
-}
-
-/// Where a changed checkpoint goes.
-#[derive(clap::Args)]
-#[group(required = true, multiple = false)]
-struct Destination {
-    /// Write the changed checkpoint to this new folder.
-    #[arg(short, long, value_name = "OUT")]
-    output: Option<PathBuf>,
-    /// Change the checkpoint where it lies, under a rollback journal.
-    #[arg(long)]
-    in_place: bool,
-}
-
-impl Destination {
-    fn target(&self) -> Target<'_> {
-        self.output.as_deref().map_or(Target::InPlace, Target::NewFolder)
     }
 }

@@ -4,19 +4,24 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::destination::Compared;
 use super::failure::{Exit, Failure};
 use super::output::{Output, count, fields, warn};
-use crate::checkpoint::{Checkpoint, recover};
+use super::progress::Bars;
+use crate::checkpoint::{Checkpoint, Depth, recover};
 use crate::patch::record::SignedBy;
 use crate::patch::status::{State, Status, StatusEntry, status};
 
 /// Show what is applied to a checkpoint, and whether it still holds.
 ///
-/// Mends the checkpoint first if a change in place was interrupted, and says how. Reads only the touched rows.
+/// Mends the checkpoint first if a change in place was interrupted, and says how. Reads only the touched rows, unless
+/// --check asks for more.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
     /// The checkpoint's folder.
     checkpoint: PathBuf,
+    #[command(flatten)]
+    compared: Compared,
 }
 
 #[derive(Serialize)]
@@ -35,7 +40,9 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
         warn(&format!("{}: {recovery}", dir.display()));
     }
     let checkpoint = Checkpoint::open(dir)?;
-    let report = Report { checkpoint: dir.clone(), recovered, status: status(&checkpoint)? };
+    let (depth, bars) = (arguments.compared.depth().unwrap_or(Depth::Rows), Bars::new(output));
+    let report = Report { checkpoint: dir.clone(), recovered, status: status(&checkpoint, depth, &bars)? };
+    bars.clear();
     output.data("nestpatch/status/1", &report, text)?;
     let unreadable = |entry: &StatusEntry| matches!(entry.state, State::Unreadable { .. });
     Ok(match report.status.is_sound() {

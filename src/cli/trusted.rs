@@ -196,7 +196,7 @@ pub(super) fn read_input(path: &Path, limit: u64, exit: Exit) -> Result<Vec<u8>,
     })
 }
 
-fn no_key(what: &str) -> Failure {
+pub(super) fn no_key(what: &str) -> Failure {
     Failure::message(Exit::Untrusted, what)
         .hint("give the publisher's public key with --key, or a trust file with --trust")
 }

@@ -1,21 +1,26 @@
 //! Apply: fold a verified patch into a checkpoint that is its base, and leave a record.
 
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use super::assemble::this_tool;
+use super::bind::Bound;
 use super::effect::{self, measure};
-use super::record::{AppliedPatch, Record, SignedBy, next_number};
-use super::rewrite::Rewrite;
-use super::status::{StatusEntry, status};
+use super::record::{AppliedPatch, Record, RowsDigest, SignedBy, next_number};
+use super::rewrite::{Outcome, Rewrite};
+use super::status::{Status, status};
 use super::{Contents, PatchError, VerifiedPatch};
 use crate::checkpoint::{
-    BoundBase, Changer, Checkpoint, Intent, Progress, STATE_FOLDER, Side, Staged, check_target, copied_bytes,
+    Checkpoint, Depth, Intent, Progress, STATE_FOLDER, Side, check_target, copied_bytes, free_bytes,
 };
 use crate::digest::{Blake3, Sha256};
 use crate::format::residual::{Residual, ResidualBuilder};
-use crate::format::{Level, Timestamp};
+use crate::format::{Envelope, Level, Timestamp};
+use crate::tensor::TensorName;
+use crate::trust::SecretKey;
 
 /// Where the changed checkpoint goes.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +29,24 @@ pub enum Target<'a> {
     NewFolder(&'a Path),
     /// Where it lies, under a rollback journal.
     InPlace,
+}
+
+/// How a patch is to be applied.
+#[derive(Debug, Clone, Copy)]
+pub struct Options<'a> {
+    /// Where the result goes.
+    pub target: Target<'a>,
+    /// How much of the outcome is read back and compared with what the publisher signed.
+    pub check: Depth,
+    /// What signs the record.
+    pub record_key: Option<&'a SecretKey>,
+}
+
+impl<'a> Options<'a> {
+    /// All of the touched tensors compared, the record not signed.
+    pub fn new(target: Target<'a>) -> Self {
+        Self { target, check: Depth::Tensors, record_key: None }
+    }
 }
 
 /// What applying did, or would do.
@@ -43,6 +66,13 @@ pub struct Applied {
     pub output: PathBuf,
     /// How closely the base was compared.
     pub level: Level,
+    /// How much of it, and of the outcome.
+    pub compared: Depth,
+    /// Why the publisher's word on bases was set aside.
+    #[serde(rename = "override")]
+    pub override_binding: Option<String>,
+    /// How far the touched tensors are from the publisher's, in millionths of their length; empty at level `exact`.
+    pub distances: BTreeMap<TensorName, u64>,
     /// Touched tensors.
     pub tensors: u64,
     /// Touched rows.
@@ -55,7 +85,10 @@ pub struct Applied {
     pub elements: u64,
     /// Bytes of disk that the change needs at most.
     pub disk_needed: u64,
-    /// Whether the result is what the publisher signed: true, or the command fails.
+    /// Bytes of disk that are free where it goes.
+    pub disk_free: u64,
+    /// Whether the result is what the publisher signed: at level `exact` it is, or the command fails; at others the
+    /// publisher signed none.
     pub result_matches: bool,
     /// The record's number within the checkpoint.
     pub record: u32,
@@ -70,30 +103,38 @@ pub struct Applied {
 /// was and no output is left behind.
 pub fn apply(
     patch: &VerifiedPatch,
-    base: &BoundBase<'_>,
-    target: Target<'_>,
+    bound: &Bound<'_>,
+    options: Options<'_>,
     progress: &dyn Progress,
 ) -> Result<Applied, PatchError> {
-    let mut applied = plan(patch, base, target)?;
+    let mut applied = plan(patch, bound, options)?;
     let contents = patch.contents();
-    let (residual, kept) = residual_for(contents, base)?;
-    let record = record_for(patch, base, applied.record, kept.as_deref());
-    let mut files = vec![(record.patch_name(), contents.bytes().to_vec())];
-    files.extend(kept.map(|bytes| (record.residual_name(), bytes)));
-    files.push((record.file_name(), record.to_bytes(contents.digests(Side::Result))?));
-    let rewrite = Rewrite::new(base, contents, &residual);
-    applied.changed = match target {
-        Target::NewFolder(out) => {
-            let add = |staged: &Staged| files.iter().try_for_each(|(name, bytes)| staged.add_state(name, bytes));
-            rewrite.to_new_folder(out, |staged| Ok(add(staged)?), progress)?
-        }
+    let residual = residual_for(contents, bound)?;
+    // What was worked out here is nowhere else, and so must be kept.
+    let kept = match &residual {
+        Cow::Owned(residual) => Some(residual.to_bytes()),
+        Cow::Borrowed(_) => None,
+    };
+    let note = Note { patch, bound, options, number: applied.record, kept };
+    let left = BTreeSet::new();
+    let rewrite = Rewrite { bound: &bound.base, contents, residual: &residual, left: &left, check: options.check };
+    let outcome = match options.target {
+        Target::NewFolder(out) => rewrite.to_new_folder(
+            out,
+            |staged, outcome| note.write(outcome, |name, bytes| Ok(staged.add_state(name, bytes)?)),
+            progress,
+        )?,
         Target::InPlace => {
-            let created = files.iter().map(|(name, _)| name.clone()).collect();
-            let intent = Intent { verb: "apply", patch: contents.id().to_string(), created, obsolete: vec![] };
-            let add = |changer: &Changer| files.iter().try_for_each(|(name, bytes)| changer.add_state(name, bytes));
-            rewrite.in_place(&intent, |changer| Ok(add(changer)?), progress)?
+            let (verb, patch) = ("apply", contents.id().to_string());
+            let intent = Intent { verb, patch, created: note.files(), obsolete: vec![] };
+            rewrite.in_place(
+                &intent,
+                |changer, outcome| note.write(outcome, |name, bytes| Ok(changer.add_state(name, bytes)?)),
+                progress,
+            )?
         }
     };
+    applied.changed = outcome.changed;
     Ok(applied)
 }
 
@@ -103,13 +144,24 @@ pub fn apply(
 /// Those that `apply` would meet, short of a failing disk.
 pub fn dry_run(
     patch: &VerifiedPatch,
-    base: &BoundBase<'_>,
-    target: Target<'_>,
+    bound: &Bound<'_>,
+    options: Options<'_>,
     progress: &dyn Progress,
 ) -> Result<Applied, PatchError> {
-    let mut applied = plan(patch, base, target)?;
+    let mut applied = plan(patch, bound, options)?;
     applied.dry_run = true;
     let contents = patch.contents();
+    if options.check == Depth::Tensors && *bound.base.level() == Level::Exact {
+        expect_signed_tensors(contents, bound, progress)?;
+    }
+    let (residual, left) = (residual_for(contents, bound)?, BTreeSet::new());
+    let rewrite = Rewrite { bound: &bound.base, contents, residual: &residual, left: &left, check: options.check };
+    applied.changed = rewrite.rehearse()?.changed;
+    Ok(applied)
+}
+
+fn expect_signed_tensors(contents: &Contents, bound: &Bound<'_>, progress: &dyn Progress) -> Result<(), PatchError> {
+    let base = &bound.base;
     progress.stage("working out the result", base.tensors().iter().map(|tensor| tensor.length).sum());
     let expected = contents.manifest.result.tensors.iter();
     for ((edit, tensor), expected) in contents.edits.iter().zip(base.tensors()).zip(expected) {
@@ -119,51 +171,46 @@ pub fn dry_run(
             return Err(PatchError::Outcome { tensor, side: Side::Result, expected, found });
         }
     }
-    let (residual, _) = residual_for(contents, base)?;
-    applied.changed = Rewrite::new(base, contents, &residual).rehearse()?;
-    Ok(applied)
+    Ok(())
 }
 
 /// A new record on top of one that no longer holds could never be taken back.
-fn refuse_stale_records(checkpoint: &Checkpoint) -> Result<(), PatchError> {
-    let stale = |entry: StatusEntry| (!entry.is_sound()).then_some(entry.record);
-    match status(checkpoint)?.applied.into_iter().find_map(stale) {
-        None => Ok(()),
-        Some(record) => Err(PatchError::StaleRecord {
-            path: checkpoint.dir().join(STATE_FOLDER).join(record.file_name()),
-            name: record.patch.name,
-        }),
+fn refuse_records(contents: &Contents, checkpoint: &Checkpoint) -> Result<(), PatchError> {
+    let Status { applied, .. } = status(checkpoint, Depth::Rows, &())?;
+    let path = |record: &Record| checkpoint.dir().join(STATE_FOLDER).join(record.file_name());
+    for entry in applied {
+        if !entry.is_sound() {
+            return Err(PatchError::StaleRecord { path: path(&entry.record), name: entry.record.patch.name });
+        }
+        if entry.record.patch.id == contents.id() {
+            return Err(PatchError::AlreadyApplied { path: path(&entry.record), name: entry.record.patch.name });
+        }
     }
+    Ok(())
 }
 
-/// What takes the patch back: what it carries, or, where it carries none, what is worked out here; the latter with the
-/// bytes to keep.
-fn residual_for(contents: &Contents, base: &BoundBase<'_>) -> Result<(Residual, Option<Vec<u8>>), PatchError> {
+/// What takes the patch back: on the exact base what it carries; where that is another or it carries none, what is
+/// worked out here.
+fn residual_for<'p>(contents: &'p Contents, bound: &Bound<'_>) -> Result<Cow<'p, Residual>, PatchError> {
+    let base = &bound.base;
     match &contents.residual {
-        Some(residual) => Ok((residual.clone(), None)),
-        None => {
-            let residual = effect::residual(base.checkpoint(), base.tensors(), &contents.edits)?;
-            let bytes = residual.to_bytes();
-            Ok((residual, Some(bytes)))
-        }
+        Some(residual) if *base.level() == Level::Exact => Ok(Cow::Borrowed(residual)),
+        _ => Ok(Cow::Owned(effect::residual(base.checkpoint(), base.tensors(), &contents.edits)?)),
     }
 }
 
 /// Every check that needs no write, and what the change comes to.
-fn plan(patch: &VerifiedPatch, base: &BoundBase<'_>, target: Target<'_>) -> Result<Applied, PatchError> {
-    let (contents, checkpoint) = (patch.contents(), base.checkpoint());
-    refuse_stale_records(checkpoint)?;
+fn plan(patch: &VerifiedPatch, bound: &Bound<'_>, options: Options<'_>) -> Result<Applied, PatchError> {
+    let (contents, checkpoint) = (patch.contents(), bound.base.checkpoint());
+    refuse_records(contents, checkpoint)?;
     contents.require_understood()?;
     let touched = contents.edits.touched_bytes();
     let records = contents.bytes().len() as u64;
-    let (output, needed) = match target {
-        Target::NewFolder(out) => {
-            check_target(checkpoint, out)?;
-            (out, copied_bytes(checkpoint)?)
-        }
+    let (output, needed, place) = match options.target {
+        Target::NewFolder(out) => (out, copied_bytes(checkpoint)?, check_target(checkpoint, out)?),
         Target::InPlace => {
-            checkpoint.check_change_in_place(base.tensors())?;
-            (checkpoint.dir(), touched)
+            checkpoint.check_change_in_place(bound.base.tensors())?;
+            (checkpoint.dir(), touched + touched / 32, checkpoint.dir().to_owned())
         }
     };
     Ok(Applied {
@@ -173,36 +220,90 @@ fn plan(patch: &VerifiedPatch, base: &BoundBase<'_>, target: Target<'_>) -> Resu
         signers: patch.signers().iter().map(SignedBy::from).collect(),
         checkpoint: checkpoint.dir().to_owned(),
         output: output.to_owned(),
-        level: base.level().clone(),
+        level: bound.base.level().clone(),
+        compared: options.check,
+        override_binding: bound.override_binding.clone(),
+        distances: millionths(bound),
         tensors: contents.edits.len() as u64,
         rows: contents.edits.rows() as u64,
         bytes: touched,
         changed: 0,
         elements: contents.edits.iter().map(|edit| (edit.rows().len() * edit.vectors().len()) as u64).sum(),
         disk_needed: needed + records,
-        result_matches: true,
+        disk_free: free_bytes(&place)?,
+        result_matches: *bound.base.level() == Level::Exact,
         record: next_number(checkpoint.dir())?,
     })
 }
 
-fn record_for(patch: &VerifiedPatch, base: &BoundBase<'_>, number: u32, residual: Option<&[u8]>) -> Record {
-    let contents: &Contents = patch.contents();
-    let Contents { manifest, .. } = contents;
-    Record {
-        number,
-        applied: Timestamp::now(),
-        tool: this_tool(),
-        level: base.level().clone(),
-        patch: AppliedPatch {
-            id: contents.id(),
-            name: manifest.name.clone(),
-            series: manifest.series.clone(),
-            sequence: manifest.sequence,
-            length: contents.bytes().len() as u64,
-            blake3: Blake3::of(contents.bytes()),
-        },
-        signers: patch.signers().iter().map(SignedBy::from).collect(),
-        base: contents.digests(Side::Base),
-        residual: residual.map(Blake3::of),
+fn millionths(bound: &Bound<'_>) -> BTreeMap<TensorName, u64> {
+    bound.distances.iter().map(|(name, distance)| (name.clone(), (distance * 1e6).round() as u64)).collect()
+}
+
+/// What is written down about a patch that is being applied.
+struct Note<'a> {
+    patch: &'a VerifiedPatch,
+    bound: &'a Bound<'a>,
+    options: Options<'a>,
+    number: u32,
+    kept: Option<Vec<u8>>,
+}
+
+impl Note<'_> {
+    /// The plain names of the files.
+    fn files(&self) -> Vec<String> {
+        let record = self.record(&[], &[]);
+        let mut names = vec![record.patch_name(), record.marks_name(), record.file_name()];
+        names.extend(self.kept.as_ref().map(|_| record.residual_name()));
+        names.extend(self.options.record_key.map(|_| record.signed_name()));
+        names
+    }
+
+    fn write(&self, outcome: &Outcome, add: impl Fn(&str, &[u8]) -> Result<(), PatchError>) -> Result<(), PatchError> {
+        let names: Vec<&TensorName> = self.patch.contents().edits.iter().map(|edit| edit.tensor()).collect();
+        let digests = |side| {
+            let rows = outcome.sides.of(side).iter().zip(&names);
+            let named =
+                rows.filter_map(|(digests, name)| Some(RowsDigest { name: (*name).clone(), rows: digests.rows? }));
+            named.collect::<Vec<_>>()
+        };
+        let mut record = self.record(&digests(Side::Base), &digests(Side::Result));
+        record.marks = Blake3::of(&outcome.marks);
+        add(&record.patch_name(), self.patch.contents().bytes())?;
+        add(&record.marks_name(), &outcome.marks)?;
+        self.kept.iter().try_for_each(|bytes| add(&record.residual_name(), bytes))?;
+        let bytes = record.to_bytes()?;
+        if let Some(key) = self.options.record_key {
+            let envelope = Envelope::new(bytes.clone(), vec![key.sign(&bytes)?]);
+            add(&record.signed_name(), (envelope.to_json() + "\n").as_bytes())?;
+        }
+        add(&record.file_name(), &bytes)
+    }
+
+    fn record(&self, base: &[RowsDigest], result: &[RowsDigest]) -> Record {
+        let contents = self.patch.contents();
+        let manifest = &contents.manifest;
+        Record {
+            number: self.number,
+            applied: Timestamp::now(),
+            tool: this_tool(),
+            level: self.bound.base.level().clone(),
+            compared: self.options.check,
+            override_binding: self.bound.override_binding.clone(),
+            distances: millionths(self.bound),
+            patch: AppliedPatch {
+                id: contents.id(),
+                name: manifest.name.clone(),
+                series: manifest.series.clone(),
+                sequence: manifest.sequence,
+                length: contents.bytes().len() as u64,
+                blake3: Blake3::of(contents.bytes()),
+            },
+            signers: self.patch.signers().iter().map(SignedBy::from).collect(),
+            base: base.to_vec(),
+            residual: self.kept.as_deref().map(Blake3::of),
+            marks: Blake3::of(&[]),
+            result: result.to_vec(),
+        }
     }
 }

@@ -1,10 +1,11 @@
 //! The verbs, as functions: they take checked values, return result types and print nothing.
 //!
-//! [`verify::verify`] makes a [`VerifiedPatch`] of bytes and a policy; [`crate::checkpoint::BoundBase::exact`] makes a
-//! bound base of a checkpoint; [`apply::apply`] takes those two and nothing else.
+//! [`verify::verify`] makes a [`VerifiedPatch`] of bytes and a policy; [`bind::bind`] makes a bound base of that and a
+//! checkpoint; [`apply::apply`] takes those two and nothing else.
 
 pub mod apply;
 pub mod assemble;
+pub mod bind;
 #[cfg(feature = "create")]
 pub mod create;
 pub mod diff;
@@ -26,7 +27,7 @@ use crate::format::container::{HEADER_BYTES, ReadError};
 use crate::format::frame::FrameError;
 use crate::format::limits::{MAX_MANIFEST_BYTES, MAX_PAYLOAD_BYTES, MAX_SIGNATURES_BYTES};
 use crate::format::residual::ResidualError;
-use crate::format::{Container, ContainerError, Edits, Manifest, Payload, PayloadError, Residual, WriteError};
+use crate::format::{Container, ContainerError, Edits, Level, Manifest, Payload, PayloadError, Residual, WriteError};
 use crate::tensor::TensorName;
 use crate::trust::{KeyError, TrustError};
 
@@ -125,6 +126,53 @@ pub enum PatchError {
         path: PathBuf,
         /// The patch's name.
         name: String,
+    },
+    /// The patch is on the checkpoint.
+    #[error("{}: says that {name:?} is applied already", path.display())]
+    AlreadyApplied {
+        /// The record.
+        path: PathBuf,
+        /// The patch's name.
+        name: String,
+    },
+    /// A newer patch changed rows that are to be given back.
+    #[error("{}: {name:?} (record {number}) lies below record {by}, which touches some of the same rows", dir.display())]
+    Covered {
+        /// The checkpoint.
+        dir: PathBuf,
+        /// The patch's name.
+        name: String,
+        /// Its record.
+        number: u32,
+        /// The newer record.
+        by: u32,
+    },
+    /// The publisher does not permit that the patch is bound this loosely.
+    #[error(
+        "the publisher permits the patch at level {}, not at level {}",
+        permitted.iter().map(Level::as_str).collect::<Vec<_>>().join(" or "),
+        level.as_str()
+    )]
+    LevelNotPermitted {
+        /// The level that was asked for.
+        level: Level,
+        /// Those in the manifest.
+        permitted: Vec<Level>,
+    },
+    /// The checkpoint computes something else: keys of config.json that differ (key, the base's value, found).
+    #[error("config.json: {}", differences.iter().map(|(key, expected, found)|
+        format!("{key}: the base has {expected}, this checkpoint {found}")).collect::<Vec<_>>().join("; "))]
+    Config {
+        /// What differs.
+        differences: Vec<(String, String, String)>,
+    },
+    /// Weights changed between two looks at them.
+    #[error("{}: tensor {tensor} changed while it was being read", path.display())]
+    ChangedMeanwhile {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The tensor.
+        tensor: TensorName,
     },
     /// A file beside an apply record is not the one that was put there.
     #[error("{}: expected BLAKE3 {}, found {}", path.display(), expected.short(), found.short())]

@@ -1,17 +1,19 @@
 //! Apply records: what was applied to a checkpoint, kept inside it.
 //!
 //! `nestpatch/NNNN.json` is an in-toto Statement whose subjects are the touched tensors once patched; beside it,
-//! `NNNN.nestpatch` is the patch itself, so that reverting needs nothing else (and `NNNN.residual`, where the patch has
-//! no residual of its own). Numbers count from 1 without gaps: the
-//! records are a stack.
+//! `NNNN.nestpatch` is the patch itself, so that reverting needs nothing else, `NNNN.marks` tells every patched row,
+//! `NNNN.residual` takes them back where the patch has no residual for this base, and `NNNN.dsse.json` is the record
+//! signed, if that was asked for. Numbers count from 1: the records are a stack, with gaps where one was taken out.
+//! `spec/records.md` has the members.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{CheckpointError, STATE_FOLDER, read_bounded};
+use crate::checkpoint::{CheckpointError, Depth, Digests, STATE_FOLDER, Sides, read_bounded};
 use crate::digest::{Blake3, Sha256};
 use crate::format::manifest::Tool;
 use crate::format::statement::{Fault, Statement};
@@ -52,11 +54,25 @@ pub enum RecordError {
         /// What it is.
         found: String,
     },
+    /// Its tensors are not those of the patch beside it.
+    #[error("{}: expected the tensors that the patch beside it touches, found others", path.display())]
+    Tensors {
+        /// The file.
+        path: PathBuf,
+    },
     /// No patch is applied.
     #[error("{}: no patch is applied", dir.display())]
     None {
         /// The checkpoint.
         dir: PathBuf,
+    },
+    /// No record of that number.
+    #[error("{}: no record {number}", dir.display())]
+    NoSuch {
+        /// The checkpoint.
+        dir: PathBuf,
+        /// The number.
+        number: u32,
     },
     /// The stack is full.
     #[error("{}: expected at most {MAX_RECORDS} applied patches", dir.display())]
@@ -67,7 +83,7 @@ pub enum RecordError {
 }
 
 /// One applied patch. A record is a note, not a proof: what it says is checked against the weights.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// Its place in the stack, from 1.
     pub number: u32,
@@ -77,14 +93,26 @@ pub struct Record {
     pub tool: Tool,
     /// How closely the base was compared.
     pub level: Level,
+    /// How much of it was.
+    pub compared: Depth,
+    /// Why the patch was applied to a base that its publisher does not permit, in the words of whoever did.
+    #[serde(rename = "override")]
+    pub override_binding: Option<String>,
+    /// How far the touched tensors were from the publisher's, in millionths, where that was estimated.
+    pub distances: BTreeMap<TensorName, u64>,
     /// The patch.
     pub patch: AppliedPatch,
     /// Whose signatures held when it was applied.
     pub signers: Vec<SignedBy>,
-    /// The touched tensors as they were before.
-    pub base: Vec<TensorDigest>,
-    /// Digest of `NNNN.residual` beside the record, where the patch itself carries no residual.
+    /// The touched rows as they were before.
+    pub base: Vec<RowsDigest>,
+    /// Digest of `NNNN.residual`, where there is one.
     pub residual: Option<Blake3>,
+    /// Digest of `NNNN.marks`.
+    pub marks: Blake3,
+    /// The touched rows once patched: the Statement's subjects.
+    #[serde(skip)]
+    pub result: Vec<RowsDigest>,
 }
 
 /// The patch that was applied.
@@ -125,13 +153,13 @@ impl fmt::Display for SignedBy {
     }
 }
 
-/// A tensor and its binding digest.
+/// A tensor and the digest of its touched rows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TensorDigest {
+pub struct RowsDigest {
     /// The tensor.
     pub name: TensorName,
-    /// Its digest.
-    pub blake3: Blake3,
+    /// Digest of the rows that the patch touches.
+    pub rows: Blake3,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -142,7 +170,8 @@ struct Subject {
 
 #[derive(Serialize, Deserialize)]
 struct SubjectDigest {
-    blake3: Blake3,
+    /// As in `base.tensors` of a manifest, and no digest of a file: hence a name of its own.
+    nestpatch_rows_v1: Blake3,
 }
 
 impl Record {
@@ -161,18 +190,29 @@ impl Record {
         format!("{:04}.residual", self.number)
     }
 
-    /// The plain names of all its files.
-    pub(super) fn files(&self) -> Vec<String> {
-        let residual = self.residual.map(|_| self.residual_name());
-        residual.into_iter().chain([self.patch_name(), self.file_name()]).collect()
+    /// The plain name of the file that tells the patched rows.
+    pub fn marks_name(&self) -> String {
+        format!("{:04}.marks", self.number)
     }
 
-    /// The record's bytes; `result` are the touched tensors once patched.
-    pub(super) fn to_bytes(&self, result: Vec<TensorDigest>) -> Result<Vec<u8>, RecordError> {
-        let subject =
-            |tensor: TensorDigest| Subject { name: tensor.name, digest: SubjectDigest { blake3: tensor.blake3 } };
-        let subject = result.into_iter().map(subject).collect();
-        let statement = Statement::new(PREDICATE_TYPE, subject, self);
+    /// The plain name of the signed record.
+    pub fn signed_name(&self) -> String {
+        format!("{:04}.dsse.json", self.number)
+    }
+
+    /// What it says the touched rows held on both sides.
+    pub(super) fn sides(&self) -> Sides {
+        let digests = |list: &[RowsDigest]| {
+            list.iter().map(|tensor| Digests { rows: Some(tensor.rows), whole: None }).collect::<Vec<_>>()
+        };
+        Sides { base: digests(&self.base), result: digests(&self.result) }
+    }
+
+    /// The record's bytes.
+    pub(super) fn to_bytes(&self) -> Result<Vec<u8>, RecordError> {
+        let digest = |nestpatch_rows_v1| SubjectDigest { nestpatch_rows_v1 };
+        let subject = |tensor: &RowsDigest| Subject { name: tensor.name.clone(), digest: digest(tensor.rows) };
+        let statement = Statement::new(PREDICATE_TYPE, self.result.iter().map(subject).collect(), self);
         let failed = |source| RecordError::Json { path: PathBuf::from(self.file_name()), source };
         let mut bytes = serde_json::to_vec_pretty(&statement).map_err(failed)?;
         bytes.push(b'\n');
@@ -193,40 +233,52 @@ impl Record {
         if statement.predicate.number != number {
             return rule("number", &number.to_string(), statement.predicate.number.to_string());
         }
-        Ok(statement.predicate)
+        let rows = |subject: Subject| RowsDigest { name: subject.name, rows: subject.digest.nestpatch_rows_v1 };
+        let result = statement.subject.into_iter().map(rows).collect();
+        Ok(Self { result, ..statement.predicate })
     }
 }
 
 /// The records of a checkpoint folder, oldest first.
 ///
 /// # Errors
-/// One cannot be read, or is missing in between.
+/// One cannot be read.
 pub fn records(dir: &Path) -> Result<Vec<Record>, RecordError> {
     let state = dir.join(STATE_FOLDER);
-    let last = last_number(&state)?;
-    (1..=last).map(|number| Record::read(state.join(file_name(number)), number)).collect()
+    numbers(&state)?.into_iter().map(|number| Record::read(state.join(file_name(number)), number)).collect()
 }
 
 /// The number of the next record.
 pub(super) fn next_number(dir: &Path) -> Result<u32, RecordError> {
-    match last_number(&dir.join(STATE_FOLDER))? {
+    match numbers(&dir.join(STATE_FOLDER))?.last().copied().unwrap_or(0) {
         last if last < MAX_RECORDS => Ok(last + 1),
         _ => Err(RecordError::Full { dir: dir.to_owned() }),
     }
 }
 
-fn last_number(state: &Path) -> Result<u32, RecordError> {
+/// The plain names of all files of a record.
+pub(super) fn files_of(dir: &Path, number: u32) -> Result<Vec<String>, RecordError> {
+    let prefix = format!("{number:04}.");
+    Ok(names(&dir.join(STATE_FOLDER))?.into_iter().filter(|name| name.starts_with(&prefix)).collect())
+}
+
+fn numbers(state: &Path) -> Result<BTreeSet<u32>, RecordError> {
+    let number = |name: String| name.strip_suffix(".json")?.parse::<u32>().ok().filter(|it| file_name(*it) == name);
+    Ok(names(state)?.into_iter().filter_map(number).collect())
+}
+
+fn names(state: &Path) -> Result<Vec<String>, RecordError> {
     if !state.is_dir() {
-        return Ok(0);
+        return Ok(vec![]);
     }
     let listing = fs::read_dir(state).map_err(CheckpointError::io("list", state))?;
-    let mut last = 0;
+    let mut names = Vec::new();
     for entry in listing {
         let name = entry.map_err(CheckpointError::io("list", state))?.file_name();
-        let number = name.to_str().and_then(|name| name.strip_suffix(".json")?.parse::<u32>().ok());
-        last = last.max(number.filter(|number| file_name(*number).as_str() == name).unwrap_or(0));
+        names.extend(name.into_string());
     }
-    Ok(last)
+    names.sort();
+    Ok(names)
 }
 
 fn file_name(number: u32) -> String {

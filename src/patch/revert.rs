@@ -1,23 +1,54 @@
-//! Revert: give every touched row its old bytes back, through the signed residual; never by subtracting alone.
+//! Revert: give every touched row its old bytes back, through the residual; never by subtracting alone.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde::Serialize;
 
 use super::apply::Target;
-use super::record::{Record, RecordError, records};
-use super::rewrite::Rewrite;
-use super::{Contents, MAX_FILE_BYTES, PatchError};
-use crate::checkpoint::{BoundBase, Checkpoint, Intent, Progress, STATE_FOLDER, Side, read_bounded};
+use super::record::{Record, RecordError, files_of, records};
+use super::rewrite::{MARK, Rewrite, mark};
+use super::status::overlap;
+use super::verify::verify;
+use super::{Contents, MAX_FILE_BYTES, PatchError, VerifiedPatch};
+use crate::checkpoint::{
+    BindError, BoundBase, Cells, Checkpoint, Depth, Digests, Intent, Mismatch, MismatchKind, Progress, STATE_FOLDER,
+    Side, Sides, read_bounded,
+};
 use crate::digest::{Blake3, Sha256};
 use crate::format::residual::Residual;
+use crate::format::{Edits, Level};
+use crate::tensor::TensorName;
+use crate::trust::Policy;
 
-/// The newest patch on a checkpoint, with the copy that lies beside its record.
+/// Which patch to take back.
+#[derive(Debug, Clone, Copy)]
+pub enum Which<'a> {
+    /// That of the newest record.
+    Newest,
+    /// That of the record with this number; newer ones must not touch its rows.
+    Record(u32),
+    /// This one, whether or not the checkpoint has a record of it.
+    Patch(&'a VerifiedPatch),
+}
+
+/// A patch on a checkpoint, with what takes it back.
 #[derive(Debug)]
-pub struct Newest {
-    record: Record,
+pub struct Revertible {
+    record: Option<Record>,
     contents: Contents,
     residual: Residual,
+    marks: Option<Vec<u8>>,
+    sides: Sides,
+    level: Level,
+}
+
+/// A checkpoint that a patch can be taken back from. Only [`Revertible::bind`] makes one.
+#[derive(Debug)]
+pub struct Bound<'a> {
+    base: BoundBase<'a>,
+    applied: &'a Revertible,
+    left: BTreeSet<(usize, u32)>,
 }
 
 /// What reverting did.
@@ -31,24 +62,69 @@ pub struct Reverted {
     pub checkpoint: PathBuf,
     /// Where the result is; the checkpoint itself for a change in place.
     pub output: PathBuf,
+    /// How closely the base had been compared when the patch was applied.
+    pub level: Level,
+    /// How much of the touched tensors was compared, before and after.
+    pub compared: Depth,
     /// Tensors whose rows were restored.
     pub tensors: u64,
     /// Rows restored.
     pub rows: u64,
+    /// Rows that were changed since the patch was applied, and so were left as they are.
+    pub left: BTreeMap<TensorName, Vec<u32>>,
     /// Elements whose bits changed.
     pub changed: u64,
     /// Patches that remain applied.
     pub remaining: u32,
 }
 
-/// Reads the newest record of a checkpoint and the patch beside it.
+/// Finds a patch on a checkpoint. Where it comes from the checkpoint's own records, a policy that is given must trust
+/// it before it is decoded.
 ///
 /// # Errors
-/// Nothing is applied, or the copy is not the patch that the record names.
-pub fn newest(checkpoint: &Checkpoint) -> Result<Newest, PatchError> {
-    let none = || RecordError::None { dir: checkpoint.dir().to_owned() };
-    let record = records(checkpoint.dir())?.pop().ok_or_else(none)?;
-    let contents = recorded_patch(checkpoint, &record)?;
+/// It is not applied; a newer patch touches its rows; the copy is not what the record names, or not trusted; nothing
+/// takes it back.
+pub fn find(checkpoint: &Checkpoint, which: Which<'_>, policy: Option<&Policy>) -> Result<Revertible, PatchError> {
+    let all = records(checkpoint.dir())?;
+    let number = match which {
+        Which::Newest => all.last().map(|record| record.number),
+        Which::Record(number) => Some(number),
+        Which::Patch(patch) => {
+            let same = all.iter().rev().find(|record| record.patch.id == patch.contents().id());
+            let Some(record) = same else { return of_patch(patch) };
+            Some(record.number)
+        }
+    };
+    let Some(number) = number else {
+        return Err(RecordError::None { dir: checkpoint.dir().to_owned() }.into());
+    };
+    let Some(record) = all.iter().find(|record| record.number == number) else {
+        return Err(RecordError::NoSuch { dir: checkpoint.dir().to_owned(), number }.into());
+    };
+    let found = of_record(checkpoint, record, policy)?;
+    for newer in all.iter().filter(|newer| newer.number > number) {
+        if overlap(&found.contents.edits, &recorded_patch(checkpoint, newer)?.edits) {
+            let (name, by) = (record.patch.name.clone(), newer.number);
+            return Err(PatchError::Covered { dir: checkpoint.dir().to_owned(), name, number, by });
+        }
+    }
+    Ok(found)
+}
+
+fn of_patch(patch: &VerifiedPatch) -> Result<Revertible, PatchError> {
+    let contents = patch.contents().clone();
+    let residual = contents.residual.clone().ok_or(PatchError::NoResidual)?;
+    let sides = Sides::signed(&contents.manifest);
+    Ok(Revertible { record: None, contents, residual, marks: None, sides, level: Level::Exact })
+}
+
+fn of_record(checkpoint: &Checkpoint, record: &Record, policy: Option<&Policy>) -> Result<Revertible, PatchError> {
+    let bytes = recorded(checkpoint, &record.patch_name(), record.patch.blake3)?;
+    let contents = match policy {
+        // An outdated or withdrawn patch is just what one takes back.
+        Some(policy) => verify(bytes, &policy.clone().signatures_only())?.contents().clone(),
+        None => Contents::read_whole(bytes)?,
+    };
     let residual = match (record.residual, &contents.residual) {
         (Some(expected), _) => {
             let bytes = recorded(checkpoint, &record.residual_name(), expected)?;
@@ -57,7 +133,31 @@ pub fn newest(checkpoint: &Checkpoint) -> Result<Newest, PatchError> {
         (None, Some(residual)) => residual.clone(),
         (None, None) => return Err(PatchError::NoResidual),
     };
-    Ok(Newest { record, contents, residual })
+    let marks = recorded(checkpoint, &record.marks_name(), record.marks)?;
+    let sides = sides_of(checkpoint, record, &contents)?;
+    Ok(Revertible {
+        record: Some(record.clone()),
+        contents,
+        residual,
+        marks: Some(marks),
+        sides,
+        level: record.level.clone(),
+    })
+}
+
+/// What the touched tensors held and hold: for the exact base by the publisher's word, else by the record's.
+pub(super) fn sides_of(checkpoint: &Checkpoint, record: &Record, contents: &Contents) -> Result<Sides, PatchError> {
+    let names = |list: &[super::record::RowsDigest]| {
+        contents.edits.iter().map(|edit| edit.tensor()).eq(list.iter().map(|tensor| &tensor.name))
+    };
+    match (&record.level, names(&record.base) && names(&record.result)) {
+        (Level::Exact, _) => Ok(Sides::signed(&contents.manifest)),
+        (_, true) => Ok(record.sides()),
+        (_, false) => {
+            let path = checkpoint.dir().join(STATE_FOLDER).join(record.file_name());
+            Err(RecordError::Tensors { path }.into())
+        }
+    }
 }
 
 /// The patch beside a record, if it is the one that was applied.
@@ -65,68 +165,154 @@ pub(super) fn recorded_patch(checkpoint: &Checkpoint, record: &Record) -> Result
     Contents::read_whole(recorded(checkpoint, &record.patch_name(), record.patch.blake3)?)
 }
 
-fn recorded(checkpoint: &Checkpoint, name: &str, expected: Blake3) -> Result<Vec<u8>, PatchError> {
+pub(super) fn recorded(checkpoint: &Checkpoint, name: &str, expected: Blake3) -> Result<Vec<u8>, PatchError> {
     let path = checkpoint.dir().join(STATE_FOLDER).join(name);
     let bytes = read_bounded(&path, MAX_FILE_BYTES)?;
     let found = Blake3::of(&bytes);
     if found == expected { Ok(bytes) } else { Err(PatchError::Recorded { path, expected, found }) }
 }
 
-impl Newest {
-    /// The record.
-    pub fn record(&self) -> &Record {
-        &self.record
+/// The rows that are not what `marks` tells: (number of the edit, row).
+pub(super) fn edited_rows(
+    checkpoint: &Checkpoint,
+    edits: &Edits,
+    marks: &[u8],
+) -> Result<BTreeSet<(usize, u32)>, PatchError> {
+    let (mut marks, mut edited, mut buffer) = (marks.chunks_exact(MARK), BTreeSet::new(), Vec::new());
+    for (number, edit) in edits.iter().enumerate() {
+        let tensor = checkpoint.tensor(edit.tensor())?;
+        for (row, span, _) in edit.changes() {
+            checkpoint.read_vector(tensor, Cells::new(span, edit.dtype().size()), &mut buffer)?;
+            if marks.next() != Some(mark(&buffer).as_slice()) {
+                edited.insert((number, row));
+            }
+        }
     }
+    Ok(edited)
+}
 
+/// Adds to a mismatch which rows were changed since the patch was applied.
+pub(super) fn name_rows(mut error: BindError, edits: &Edits, edited: &BTreeSet<(usize, u32)>) -> BindError {
+    if let BindError::Mismatch { mismatches, .. } = &mut error {
+        for Mismatch { tensor, kind } in mismatches {
+            let number = edits.iter().position(|edit| edit.tensor() == tensor);
+            if let MismatchKind::Rows { edited: rows, .. } = kind {
+                *rows = edited.iter().filter(|(edit, _)| Some(*edit) == number).map(|(_, row)| *row).collect();
+            }
+        }
+    }
+    error
+}
+
+impl Revertible {
     /// The patch.
     pub fn contents(&self) -> &Contents {
         &self.contents
     }
 
-    /// Checks that every touched tensor still is what the patch made of it.
+    /// The record, if the checkpoint has one.
+    pub fn record(&self) -> Option<&Record> {
+        self.record.as_ref()
+    }
+
+    /// Checks that the checkpoint still is what the patch made of it, as deep as `depth` says. With `leave_edited`, rows
+    /// that were changed since are taken note of and stay as they are.
     ///
     /// # Errors
-    /// Every tensor that differs: reverting would not give the base.
-    pub fn bind<'c>(&self, checkpoint: &'c Checkpoint, progress: &dyn Progress) -> Result<BoundBase<'c>, PatchError> {
-        let Contents { manifest, edits, .. } = &self.contents;
-        Ok(BoundBase::exact(checkpoint, manifest, edits, Side::Result, progress)?)
+    /// Every tensor that differs, and where the record tells, which rows; reverting would not give the base.
+    pub fn bind<'a>(
+        &'a self,
+        checkpoint: &'a Checkpoint,
+        depth: Depth,
+        leave_edited: bool,
+        progress: &dyn Progress,
+    ) -> Result<Bound<'a>, PatchError> {
+        let edits = &self.contents.edits;
+        let bind =
+            |sides| BoundBase::known(checkpoint, edits, sides, Side::Result, (self.level.clone(), depth), progress);
+        let error = match bind(self.sides.clone()) {
+            Ok(base) => return Ok(Bound { base, applied: self, left: BTreeSet::new() }),
+            Err(error) => error,
+        };
+        let edited = match (&error, &self.marks) {
+            (BindError::Mismatch { .. }, Some(marks)) => edited_rows(checkpoint, edits, marks)?,
+            _ => return Err(error.into()),
+        };
+        if !leave_edited || edited.is_empty() {
+            return Err(name_rows(error, edits, &edited).into());
+        }
+        let base = bind(self.sides_without(&edited))?;
+        Ok(Bound { base, applied: self, left: edited })
+    }
+
+    /// Nothing is known of tensors with rows that were changed by somebody else.
+    fn sides_without(&self, edited: &BTreeSet<(usize, u32)>) -> Sides {
+        let changed: BTreeSet<usize> = edited.iter().map(|(number, _)| *number).collect();
+        let known = |digests: &[Digests]| {
+            let known = |(number, digests): (usize, &Digests)| {
+                if changed.contains(&number) { Digests::default() } else { *digests }
+            };
+            digests.iter().enumerate().map(known).collect()
+        };
+        Sides { base: known(&self.sides.base), result: known(&self.sides.result) }
     }
 }
 
-/// Restores the bytes that the newest patch changed, and removes its record.
+/// Restores the bytes that a patch changed, and removes its record.
 ///
 /// For a change in place, call [`Checkpoint::lock_for_change`] before binding.
 ///
 /// # Errors
 /// The restored tensors are not the base, the output exists, or the disk refuses. The checkpoint is then as it was.
 pub fn revert(
-    newest: &Newest,
-    bound: &BoundBase<'_>,
+    bound: &Bound<'_>,
     target: Target<'_>,
+    check: Depth,
     progress: &dyn Progress,
 ) -> Result<Reverted, PatchError> {
-    let Newest { record, contents, residual } = newest;
-    let obsolete = record.files();
-    let rewrite = Rewrite::new(bound, contents, residual);
-    let (output, changed) = match target {
+    let Revertible { record, contents, residual, .. } = bound.applied;
+    let checkpoint = bound.base.checkpoint();
+    let obsolete = match record {
+        Some(record) => files_of(checkpoint.dir(), record.number)?,
+        None => vec![],
+    };
+    let rewrite = Rewrite { bound: &bound.base, contents, residual, left: &bound.left, check };
+    let (output, outcome) = match target {
         Target::NewFolder(out) => {
-            let changed = rewrite.to_new_folder(out, |staged| Ok(staged.remove_state(&obsolete)?), progress)?;
-            (out, changed)
+            let outcome = rewrite.to_new_folder(out, |staged, _| Ok(staged.remove_state(&obsolete)?), progress)?;
+            (out, outcome)
         }
         Target::InPlace => {
             let (patch, created) = (contents.id().to_string(), vec![]);
             let intent = Intent { verb: "revert", patch, created, obsolete };
-            (bound.checkpoint().dir(), rewrite.in_place(&intent, |_| Ok(()), progress)?)
+            (checkpoint.dir(), rewrite.in_place(&intent, |_, _| Ok(()), progress)?)
         }
     };
+    let before = records(checkpoint.dir())?.len();
+    let removed = usize::from(record.is_some() && !matches!(target, Target::InPlace));
     Ok(Reverted {
         patch: contents.id(),
         name: contents.manifest.name.clone(),
-        checkpoint: bound.checkpoint().dir().to_owned(),
+        checkpoint: checkpoint.dir().to_owned(),
         output: output.to_owned(),
+        level: bound.base.level().clone(),
+        compared: check,
         tensors: contents.edits.len() as u64,
-        rows: contents.edits.rows() as u64,
-        changed,
-        remaining: record.number - 1,
+        rows: (contents.edits.rows() - bound.left.len()) as u64,
+        left: bound.left_by_tensor(),
+        changed: outcome.changed,
+        remaining: (before - removed) as u32,
     })
+}
+
+impl Bound<'_> {
+    fn left_by_tensor(&self) -> BTreeMap<TensorName, Vec<u32>> {
+        let mut left = BTreeMap::<TensorName, Vec<u32>>::new();
+        for (number, row) in &self.left {
+            if let Some(tensor) = self.base.tensors().get(*number) {
+                left.entry(tensor.name.clone()).or_default().push(*row);
+            }
+        }
+        left
+    }
 }

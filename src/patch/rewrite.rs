@@ -1,35 +1,54 @@
 //! Apply and revert are one engine run in opposite directions: every touched row of a bound checkpoint becomes the row
 //! of the other side, in a new folder or in place, and what is on the disk afterwards is read back and compared.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::record::TensorDigest;
 use super::{Contents, PatchError};
 use crate::checkpoint::{
-    BoundBase, Cells, Changer, Checkpoint, Intent, Progress, Side, Staged, TensorInfo, check_rows,
+    BindError, BoundBase, Cells, Changer, Checkpoint, Depth, Digests, Intent, Mismatch, MismatchKind, Progress, Side,
+    Sides, Staged, TensorInfo, compare,
 };
+use crate::digest::Blake3;
 use crate::fold::{FoldError, fold_row, unfold_row};
 use crate::format::Edit;
+use crate::format::binding::RowsHasher;
 use crate::format::residual::{Residual, ResidualRow};
 
 /// A bound checkpoint, the patch that takes it to the other side, and the residual that takes it back.
 pub(super) struct Rewrite<'a> {
-    bound: &'a BoundBase<'a>,
-    contents: &'a Contents,
-    residual: &'a Residual,
+    pub(super) bound: &'a BoundBase<'a>,
+    pub(super) contents: &'a Contents,
+    pub(super) residual: &'a Residual,
+    /// Rows that stay as they are: the number of the edit and the row.
+    pub(super) left: &'a BTreeSet<(usize, u32)>,
+    /// How much of the outcome is read back and compared.
+    pub(super) check: Depth,
 }
 
-impl<'a> Rewrite<'a> {
-    pub(super) fn new(bound: &'a BoundBase<'a>, contents: &'a Contents, residual: &'a Residual) -> Self {
-        Self { bound, contents, residual }
-    }
+/// What a rewrite came to.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Outcome {
+    /// Elements whose bits change.
+    pub(super) changed: u64,
+    /// Digests of the touched rows on both sides, by edit.
+    pub(super) sides: Sides,
+    /// What tells each rewritten row: [`mark`], one after the other.
+    pub(super) marks: Vec<u8>,
+}
 
+/// Bytes of a mark.
+pub(super) const MARK: usize = 8;
+
+/// Tells a row from any other: the first bytes of its BLAKE3.
+pub(super) fn mark(row: &[u8]) -> [u8; MARK] {
+    Blake3::of(row).as_bytes().first_chunk().copied().unwrap_or_default()
+}
+
+impl Rewrite<'_> {
     /// The side that the rewritten checkpoint will hold.
     fn target(&self) -> Side {
-        match self.bound.side() {
-            Side::Base => Side::Result,
-            Side::Result => Side::Base,
-        }
+        self.bound.side().other()
     }
 
     /// Copies the checkpoint to `out` with every touched row rewritten; `finish` may add to or remove from the copy
@@ -37,98 +56,141 @@ impl<'a> Rewrite<'a> {
     pub(super) fn to_new_folder(
         &self,
         out: &Path,
-        finish: impl FnOnce(&Staged) -> Result<(), PatchError>,
+        finish: impl FnOnce(&Staged, &Outcome) -> Result<(), PatchError>,
         progress: &dyn Progress,
-    ) -> Result<u64, PatchError> {
+    ) -> Result<Outcome, PatchError> {
         let checkpoint = self.bound.checkpoint();
         let staged = Staged::begin(checkpoint, out, self.bound.tensors(), progress)?;
-        let changed = self.rewrite(|tensor, cells, new| Ok(staged.write(checkpoint, tensor, cells, new)?))?;
+        let outcome = self.rewrite(|row, _, new| Ok(staged.write(checkpoint, row.tensor, row.cells, new)?))?;
         staged.sync_shards()?;
         let copy = Checkpoint::open(staged.path())?;
-        self.check(&copy, progress)?;
+        self.check(&copy, &outcome, progress).map_err(|error| self.blame_source(error, progress))?;
         drop(copy);
-        finish(&staged)?;
+        finish(&staged, &outcome)?;
         staged.commit()?;
-        Ok(changed)
+        Ok(outcome)
+    }
+
+    /// An outcome may be wrong because of what lies around the touched rows, which were all that was looked at before.
+    fn blame_source(&self, error: PatchError, progress: &dyn Progress) -> PatchError {
+        let (checkpoint, edits) = (self.bound.checkpoint(), &self.contents.edits);
+        let whole = compare(checkpoint, edits, self.bound.sides(), self.bound.side(), self.check, progress);
+        match whole {
+            Err(source) => source.into(),
+            Ok(_) => error,
+        }
     }
 
     /// Rewrites every touched row where it lies; `finish` may add records before the change is committed.
     pub(super) fn in_place(
         &self,
         intent: &Intent,
-        finish: impl FnOnce(&Changer) -> Result<(), PatchError>,
+        finish: impl FnOnce(&Changer, &Outcome) -> Result<(), PatchError>,
         progress: &dyn Progress,
-    ) -> Result<u64, PatchError> {
+    ) -> Result<Outcome, PatchError> {
         let checkpoint = self.bound.checkpoint();
         checkpoint.change_in_place(
             intent,
             self.bound.tensors(),
             |saver| {
                 progress.stage("writing the journal", self.contents.edits.touched_bytes());
-                self.each_row(|row| {
+                self.rewrite(|row, old, new| {
                     progress.advance(row.cells.bytes() as u64);
-                    Ok(saver.save(row.tensor, row.cells)?)
+                    Ok(saver.save(row.tensor, row.cells, old, new)?)
                 })
             },
-            |changer| {
-                let changed = self.rewrite(|tensor, cells, new| Ok(changer.write(tensor, cells, new)?))?;
+            |changer, planned| {
+                let outcome = self.rewrite(|row, _, new| Ok(changer.write(row.tensor, row.cells, new)?))?;
                 changer.sync_shards()?;
-                self.check(checkpoint, progress)?;
-                finish(changer)?;
-                Ok(changed)
+                // Read twice and found the same, so the journal holds what was overwritten.
+                self.check(checkpoint, &planned, progress)?;
+                finish(changer, &outcome)?;
+                Ok(outcome)
             },
         )
     }
 
-    /// Works out every row of the other side and writes none; gives how many elements would change.
-    pub(super) fn rehearse(&self) -> Result<u64, PatchError> {
+    /// Works out every row of the other side and writes none.
+    pub(super) fn rehearse(&self) -> Result<Outcome, PatchError> {
         self.rewrite(|_, _, _| Ok(()))
     }
 
-    /// Passes every touched row of the other side to `write`; gives how many elements change.
+    /// Passes every touched row to `write`, as it is and as it becomes, and compares both sides with what is known.
     fn rewrite(
         &self,
-        mut write: impl FnMut(&TensorInfo, Cells, &[u8]) -> Result<(), PatchError>,
-    ) -> Result<u64, PatchError> {
-        let (mut old, mut new, mut changed) = (Vec::new(), Vec::new(), 0);
-        self.each_row(|row| {
-            self.bound.checkpoint().read_vector(row.tensor, row.cells, &mut old)?;
-            new.clone_from(&old);
-            changed += match self.bound.side() {
-                Side::Base => row.fold(&old, &mut new)?,
-                Side::Result => row.unfold(&mut new)?,
-            } as u64;
-            write(row.tensor, row.cells, &new)
-        })?;
-        Ok(changed)
-    }
-
-    fn each_row(&self, mut visit: impl FnMut(&Row<'_>) -> Result<(), PatchError>) -> Result<(), PatchError> {
+        mut write: impl FnMut(&Row<'_>, &[u8], &[u8]) -> Result<(), PatchError>,
+    ) -> Result<Outcome, PatchError> {
+        let (mut changed, mut marks, mut here, mut there) = (0, Vec::new(), Vec::new(), Vec::new());
+        let (mut old, mut new) = (Vec::new(), Vec::new());
         for ((number, edit), tensor) in self.contents.edits.iter().enumerate().zip(self.bound.tensors()) {
+            let (mut before, mut after) = (RowsHasher::new(edit), RowsHasher::new(edit));
             let mut residuals = self.residual.rows(number, edit);
             for (index, span, delta) in edit.changes() {
                 let cells = Cells::new(span, edit.dtype().size());
-                let residual = residuals.next();
-                visit(&Row { edit, tensor, index, cells, delta, residual })?;
+                let row = Row { edit, tensor, index, cells, delta, residual: residuals.next() };
+                self.bound.checkpoint().read_vector(tensor, cells, &mut old)?;
+                new.clone_from(&old);
+                if !self.left.contains(&(number, index)) {
+                    changed += row.rewrite(self.bound.side(), &old, &mut new)? as u64;
+                    write(&row, &old, &new)?;
+                }
+                before.update(&old);
+                after.update(&new);
+                marks.extend(mark(&new));
             }
+            let (before, after) = (before.finish().map_err(BindError::from)?, after.finish().map_err(BindError::from)?);
+            self.same(number, edit, before, after)?;
+            here.push(Digests { rows: Some(before), whole: None });
+            there.push(Digests { rows: Some(after), whole: None });
         }
-        Ok(())
+        let sides = match self.bound.side() {
+            Side::Base => Sides { base: here, result: there },
+            Side::Result => Sides { base: there, result: here },
+        };
+        Ok(Outcome { changed, sides, marks })
     }
 
-    /// Reads the touched tensors back from the disk and compares them with what the publisher signed.
-    fn check(&self, written: &Checkpoint, progress: &dyn Progress) -> Result<(), PatchError> {
-        let lengths = self.bound.tensors().iter().map(|tensor| tensor.length).sum();
-        progress.stage(&format!("checking the {}", self.target()), lengths);
-        for (edit, expected) in self.contents.edits.iter().zip(self.contents.digests(self.target())) {
-            let tensor = written.tensor(edit.tensor())?;
-            let found = written.digest(tensor, edit.dtype(), progress)?;
-            if found != expected.blake3 {
-                let (tensor, side, expected) = (expected.name, self.target(), expected.blake3);
-                return Err(PatchError::Outcome { tensor, side, expected, found });
-            }
+    /// What was read is still what was bound, and what it becomes is what was signed.
+    fn same(&self, number: usize, edit: &Edit, before: Blake3, after: Blake3) -> Result<(), PatchError> {
+        let known = |side| self.bound.sides().of(side).get(number).and_then(|digests: &Digests| digests.rows);
+        if known(self.bound.side()).is_some_and(|expected| expected != before) {
+            let path = self.bound.checkpoint().dir().to_owned();
+            return Err(PatchError::ChangedMeanwhile { path, tensor: edit.tensor().clone() });
         }
-        check_rows(written, &self.contents.manifest, &self.contents.edits, self.target())?;
-        Ok(())
+        match known(self.target()) {
+            Some(expected) if expected != after => {
+                let (tensor, side) = (edit.tensor().clone(), self.target());
+                Err(PatchError::Outcome { tensor, side, expected, found: after })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads back what is on the disk, as deep as was asked for: the touched rows are what they were to become, and the
+    /// touched tensors what was signed.
+    fn check(&self, written: &Checkpoint, outcome: &Outcome, progress: &dyn Progress) -> Result<(), PatchError> {
+        let signed = self.bound.sides().of(self.target()).iter().map(|digests| digests.whole);
+        let rows = outcome.sides.of(self.target()).iter().map(|digests| digests.rows);
+        let expected: Vec<_> = rows.zip(signed).map(|(rows, whole)| Digests { rows, whole }).collect();
+        let sides = Sides { base: expected.clone(), result: expected };
+        match compare(written, &self.contents.edits, &sides, self.target(), self.check, progress) {
+            Err(error) => Err(self.wrong_outcome(error)),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    fn wrong_outcome(&self, error: BindError) -> PatchError {
+        let side = self.target();
+        match &error {
+            BindError::Mismatch { mismatches, .. } => match mismatches.first() {
+                Some(Mismatch {
+                    tensor,
+                    kind: MismatchKind::Rows { expected, found, .. } | MismatchKind::Elsewhere { expected, found },
+                }) => PatchError::Outcome { tensor: tensor.clone(), side, expected: *expected, found: *found },
+                _ => error.into(),
+            },
+            _ => error.into(),
+        }
     }
 }
 
@@ -144,6 +206,14 @@ struct Row<'a> {
 }
 
 impl Row<'_> {
+    /// Takes `new`, a copy of `old`, from `side` to the other; gives how many elements changed.
+    fn rewrite(&self, side: Side, old: &[u8], new: &mut [u8]) -> Result<usize, PatchError> {
+        match side {
+            Side::Base => self.fold(old, new),
+            Side::Result => self.unfold(new),
+        }
+    }
+
     /// Folds, and makes sure that the patch's residual gives the old bytes back: else it could not be reverted.
     fn fold(&self, old: &[u8], new: &mut [u8]) -> Result<usize, PatchError> {
         let changed = fold_row(self.edit.dtype(), new, self.delta).map_err(|source| self.wrong(source))?;
@@ -162,21 +232,5 @@ impl Row<'_> {
 
     fn wrong(&self, source: FoldError) -> PatchError {
         PatchError::Fold { tensor: self.tensor.name.clone(), row: self.index, source }
-    }
-}
-
-impl Contents {
-    /// The digests that the manifest gives for one side, in the order of the edits.
-    pub(super) fn digests(&self, side: Side) -> Vec<TensorDigest> {
-        let base = self.manifest.base.tensors.iter();
-        match side {
-            Side::Base => {
-                base.map(|tensor| TensorDigest { name: tensor.name.clone(), blake3: tensor.blake3 }).collect()
-            }
-            Side::Result => {
-                let result = self.manifest.result.tensors.iter();
-                result.map(|tensor| TensorDigest { name: tensor.name.clone(), blake3: tensor.blake3 }).collect()
-            }
-        }
     }
 }

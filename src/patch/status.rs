@@ -1,15 +1,12 @@
 //! Status: which patches are on a checkpoint, and whether their rows still hold.
 
-use std::collections::BTreeSet;
-
 use serde::Serialize;
 
 use super::record::{Record, records};
-use super::revert::recorded_patch;
+use super::revert::{edited_rows, name_rows, recorded, recorded_patch, sides_of};
 use super::{Contents, PatchError};
-use crate::checkpoint::{BindError, Checkpoint, Side, check_rows};
+use crate::checkpoint::{BindError, Checkpoint, Depth, Progress, Side, compare};
 use crate::format::Edits;
-use crate::tensor::TensorName;
 
 /// What is on a checkpoint.
 #[derive(Debug, Clone, Serialize)]
@@ -68,18 +65,19 @@ impl StatusEntry {
     }
 }
 
-/// Reads the records of a checkpoint and compares the rows they touch: quick, as only those are read.
+/// Reads the records of a checkpoint and compares what they touch: the rows, or also the tensors around them where no
+/// newer patch touches those.
 ///
 /// # Errors
 /// A record or a weight cannot be read.
-pub fn status(checkpoint: &Checkpoint) -> Result<Status, PatchError> {
+pub fn status(checkpoint: &Checkpoint, depth: Depth, progress: &dyn Progress) -> Result<Status, PatchError> {
     let mut newer: Vec<(u32, Edits)> = Vec::new();
     let mut applied = Vec::new();
     for record in records(checkpoint.dir())?.into_iter().rev() {
         let (rows, state) = match recorded_patch(checkpoint, &record) {
             Err(error) => (None, State::Unreadable { reason: error.to_string() }),
             Ok(contents) => {
-                let state = state_of(checkpoint, &contents, &newer)?;
+                let state = state_of(checkpoint, &record, &contents, &newer, depth, progress)?;
                 let rows = contents.edits.rows() as u64;
                 newer.push((record.number, contents.edits));
                 (Some(rows), state)
@@ -91,24 +89,48 @@ pub fn status(checkpoint: &Checkpoint) -> Result<Status, PatchError> {
     Ok(Status { applied, strays: checkpoint.strays().to_vec() })
 }
 
-fn state_of(checkpoint: &Checkpoint, contents: &Contents, newer: &[(u32, Edits)]) -> Result<State, PatchError> {
-    if let Some((by, _)) = newer.iter().rev().find(|(_, edits)| overlap(&contents.edits, edits)) {
+fn state_of(
+    checkpoint: &Checkpoint,
+    record: &Record,
+    contents: &Contents,
+    newer: &[(u32, Edits)],
+    depth: Depth,
+    progress: &dyn Progress,
+) -> Result<State, PatchError> {
+    let edits = &contents.edits;
+    if let Some((by, _)) = newer.iter().rev().find(|(_, newer)| overlap(edits, newer)) {
         return Ok(State::Covered { by: *by });
     }
-    match check_rows(checkpoint, &contents.manifest, &contents.edits, Side::Result) {
-        Ok(()) => Ok(State::Holds),
-        Err(mismatch @ BindError::Mismatch { .. }) => Ok(State::Changed { found: mismatch.to_string() }),
+    let mut sides = match sides_of(checkpoint, record, contents) {
+        Ok(sides) => sides,
+        Err(error) => return Ok(State::Unreadable { reason: error.to_string() }),
+    };
+    for (digests, edit) in sides.result.iter_mut().zip(edits) {
+        if newer.iter().any(|(_, newer)| newer.get(edit.tensor()).is_some()) {
+            digests.whole = None;
+        }
+    }
+    match compare(checkpoint, edits, &sides, Side::Result, depth, progress) {
+        Ok(_) => Ok(State::Holds),
+        Err(mismatch @ BindError::Mismatch { .. }) => {
+            let marks = recorded(checkpoint, &record.marks_name(), record.marks);
+            let edited = marks.and_then(|marks| edited_rows(checkpoint, edits, &marks)).unwrap_or_default();
+            Ok(State::Changed { found: name_rows(mismatch, edits, &edited).to_string() })
+        }
         Err(error) => Err(error.into()),
     }
 }
 
-/// Whether two patches touch a row in common.
-fn overlap(one: &Edits, other: &Edits) -> bool {
-    let rows = |edits: &Edits, tensor: &TensorName| {
-        edits.get(tensor).map(|edit| edit.rows().iter().copied().collect::<BTreeSet<u32>>()).unwrap_or_default()
-    };
+/// Whether two patches touch a row in common. Both lists of rows ascend.
+pub(super) fn overlap(one: &Edits, other: &Edits) -> bool {
     one.iter().any(|edit| {
-        let other = rows(other, edit.tensor());
-        edit.rows().iter().any(|row| other.contains(row))
+        let mut others = other.get(edit.tensor()).into_iter().flat_map(|edit| edit.rows()).peekable();
+        // A row of another layout is another piece of the tensor: any two of them cross.
+        let crossing = other.get(edit.tensor()).is_some_and(|other| other.layout() != edit.layout());
+        crossing
+            || edit.rows().iter().any(|row| {
+                while others.next_if(|other| *other < row).is_some() {}
+                others.peek() == Some(&row)
+            })
     })
 }

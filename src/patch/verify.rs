@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::{Contents, Parts, PatchError};
-use crate::checkpoint::{BindError, BoundBase, Checkpoint, Progress, Side};
+use crate::checkpoint::{BindError, BoundBase, Checkpoint, Depth, Progress, Side};
 use crate::digest::Sha256;
 use crate::format::{Container, Kind, Manifest, PatchStatus, Payload};
 use crate::trust::{self, Policy, Signatures, Signer, TrustError, Verified};
@@ -308,7 +308,7 @@ impl Examination {
         progress: &dyn Progress,
     ) -> Result<(), PatchError> {
         let Contents { manifest, edits, .. } = contents;
-        match BoundBase::exact(checkpoint, manifest, edits, Side::Base, progress) {
+        match BoundBase::exact(checkpoint, manifest, edits, Side::Base, Depth::Tensors, progress) {
             Ok(_) => {
                 let detail = format!("{} touched tensors are the base's, byte for byte", edits.len());
                 self.claim("base", Standing::Proven, detail);
