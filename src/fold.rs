@@ -43,7 +43,7 @@ pub enum FoldError {
 
 /// Adds `delta` to `row` in place and returns how many elements changed their bits.
 ///
-/// `row` holds `delta.len()` little-endian elements of `dtype`. On error the row may be partly folded: discard it.
+/// `row` holds `delta.len()` little-endian elements of `dtype`. On error it is as it was.
 ///
 /// # Errors
 /// Wrong length; NaN or infinity in base, delta or result.
@@ -92,18 +92,33 @@ pub fn unfold_row(dtype: Dtype, row: &mut [u8], delta: &[f32], residual: Residua
 }
 
 fn fold<E: Element<N>, const N: usize>(row: &mut [u8], delta: &[f32]) -> Result<usize, FoldError> {
+    let cells = row.as_chunks_mut::<N>().0;
+    // Both loops without a way out in between, so that they run on several elements at a time.
+    let sound = cells.iter().zip(delta).fold(true, |sound, (cell, delta)| {
+        let old = E::widen(*cell);
+        sound & old.is_finite() & delta.is_finite() & E::widen(E::narrow(old + *delta)).is_finite()
+    });
+    if !sound {
+        check_finite::<E, N>(cells, delta)?;
+    }
     let mut changed = 0;
-    for (column, (cell, delta)) in row.as_chunks_mut::<N>().0.iter_mut().zip(delta).enumerate() {
-        let old = finite("base weight", column, E::widen(*cell))?;
-        if finite("delta", column, *delta)? == 0.0 {
-            continue;
-        }
-        let new = E::narrow(old + *delta);
-        finite("result", column, E::widen(new))?;
+    for (cell, delta) in cells.iter_mut().zip(delta) {
+        let new = if *delta == 0.0 { *cell } else { E::narrow(E::widen(*cell) + *delta) };
         changed += usize::from(new != *cell);
         *cell = new;
     }
     Ok(changed)
+}
+
+/// The first element that cannot be folded, and why.
+fn check_finite<E: Element<N>, const N: usize>(cells: &[[u8; N]], delta: &[f32]) -> Result<(), FoldError> {
+    for (column, (cell, delta)) in cells.iter().zip(delta).enumerate() {
+        let old = finite("base weight", column, E::widen(*cell))?;
+        if finite("delta", column, *delta)? != 0.0 {
+            finite("result", column, E::widen(E::narrow(old + *delta)))?;
+        }
+    }
+    Ok(())
 }
 
 fn residual<E: Element<N>, const N: usize>(

@@ -141,19 +141,19 @@ impl Writer {
 
     /// Writes the digest and forces everything to the disk.
     pub(super) fn finish(mut self) -> Result<(), CheckpointError> {
-        let digest = *self.hasher.finalize().as_bytes();
-        self.buffer.extend_from_slice(&digest);
         self.flush()?;
+        let digest = *self.hasher.finalize().as_bytes();
+        disk::write_at(&self.file, &self.path, &digest, self.written)?;
         disk::sync(&self.file, &self.path)
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), CheckpointError> {
-        self.hasher.update(bytes);
         self.buffer.extend_from_slice(bytes);
         if self.buffer.len() >= BUFFER { self.flush() } else { Ok(()) }
     }
 
     fn flush(&mut self) -> Result<(), CheckpointError> {
+        self.hasher.update(&self.buffer);
         disk::write_at(&self.file, &self.path, &self.buffer, self.written)?;
         self.written += self.buffer.len() as u64;
         self.buffer.clear();

@@ -156,7 +156,7 @@ pub fn dry_run(
     }
     let (residual, left) = (residual_for(contents, bound)?, BTreeSet::new());
     let rewrite = Rewrite { bound: &bound.base, contents, residual: &residual, left: &left, check: options.check };
-    applied.changed = rewrite.rehearse()?.changed;
+    applied.changed = rewrite.plan(|_, _, _| Ok(()))?.changed;
     Ok(applied)
 }
 
@@ -261,13 +261,11 @@ impl Note<'_> {
 
     fn write(&self, outcome: &Outcome, add: impl Fn(&str, &[u8]) -> Result<(), PatchError>) -> Result<(), PatchError> {
         let names: Vec<&TensorName> = self.patch.contents().edits.iter().map(|edit| edit.tensor()).collect();
-        let digests = |side| {
-            let rows = outcome.sides.of(side).iter().zip(&names);
-            let named =
-                rows.filter_map(|(digests, name)| Some(RowsDigest { name: (*name).clone(), rows: digests.rows? }));
-            named.collect::<Vec<_>>()
+        let named = |rows: &[Blake3]| {
+            let named = names.iter().zip(rows);
+            named.map(|(name, rows)| RowsDigest { name: (*name).clone(), rows: *rows }).collect::<Vec<_>>()
         };
-        let mut record = self.record(&digests(Side::Base), &digests(Side::Result));
+        let mut record = self.record(&named(&outcome.here), &named(&outcome.there));
         record.marks = Blake3::of(&outcome.marks);
         add(&record.patch_name(), self.patch.contents().bytes())?;
         add(&record.marks_name(), &outcome.marks)?;

@@ -26,14 +26,16 @@ pub(super) struct Rewrite<'a> {
     pub(super) check: Depth,
 }
 
-/// What a rewrite came to.
-#[derive(Debug, Clone, PartialEq)]
+/// What a rewrite comes to.
+#[derive(Debug, Default)]
 pub(super) struct Outcome {
     /// Elements whose bits change.
     pub(super) changed: u64,
-    /// Digests of the touched rows on both sides, by edit.
-    pub(super) sides: Sides,
-    /// What tells each rewritten row: [`mark`], one after the other.
+    /// Digests of the touched rows as they are, by edit.
+    pub(super) here: Vec<Blake3>,
+    /// Digests of the touched rows as they become, by edit.
+    pub(super) there: Vec<Blake3>,
+    /// What tells each folded row: [`mark`], one after the other; none of rows that are taken back.
     pub(super) marks: Vec<u8>,
 }
 
@@ -60,8 +62,9 @@ impl Rewrite<'_> {
         progress: &dyn Progress,
     ) -> Result<Outcome, PatchError> {
         let checkpoint = self.bound.checkpoint();
+        let outcome = self.plan(|_, _, _| Ok(()))?;
         let staged = Staged::begin(checkpoint, out, self.bound.tensors(), progress)?;
-        let outcome = self.rewrite(|row, _, new| Ok(staged.write(checkpoint, row.tensor, row.cells, new)?))?;
+        self.perform(|row, new| Ok(staged.write(checkpoint, row.tensor, row.cells, new)?))?;
         staged.sync_shards()?;
         let copy = Checkpoint::open(staged.path())?;
         self.check(&copy, &outcome, progress).map_err(|error| self.blame_source(error, progress))?;
@@ -94,60 +97,85 @@ impl Rewrite<'_> {
             self.bound.tensors(),
             |saver| {
                 progress.stage("writing the journal", self.contents.edits.touched_bytes());
-                self.rewrite(|row, old, new| {
+                self.plan(|row, old, new| {
                     progress.advance(row.cells.bytes() as u64);
                     Ok(saver.save(row.tensor, row.cells, old, new)?)
                 })
             },
-            |changer, planned| {
-                let outcome = self.rewrite(|row, _, new| Ok(changer.write(row.tensor, row.cells, new)?))?;
+            |changer, outcome| {
+                self.perform(|row, new| Ok(changer.write(row.tensor, row.cells, new)?))?;
                 changer.sync_shards()?;
-                // Read twice and found the same, so the journal holds what was overwritten.
-                self.check(checkpoint, &planned, progress)?;
+                // What was planned, so that the journal holds what was overwritten.
+                self.check(checkpoint, &outcome, progress)?;
                 finish(changer, &outcome)?;
                 Ok(outcome)
             },
         )
     }
 
-    /// Works out every row of the other side and writes none.
-    pub(super) fn rehearse(&self) -> Result<Outcome, PatchError> {
-        self.rewrite(|_, _, _| Ok(()))
-    }
-
-    /// Passes every touched row to `write`, as it is and as it becomes, and compares both sides with what is known.
-    fn rewrite(
+    /// Works out every row of the other side, makes sure that it can be taken back, and compares both sides with what is
+    /// known of them; `visit` sees each row as it is and as it becomes. Writes nothing.
+    pub(super) fn plan(
         &self,
-        mut write: impl FnMut(&Row<'_>, &[u8], &[u8]) -> Result<(), PatchError>,
+        mut visit: impl FnMut(&Row<'_>, &[u8], &[u8]) -> Result<(), PatchError>,
     ) -> Result<Outcome, PatchError> {
-        let (mut changed, mut marks, mut here, mut there) = (0, Vec::new(), Vec::new(), Vec::new());
-        let (mut old, mut new) = (Vec::new(), Vec::new());
-        for ((number, edit), tensor) in self.contents.edits.iter().enumerate().zip(self.bound.tensors()) {
+        let (mut outcome, mut back) = (Outcome::default(), Vec::new());
+        for (number, edit) in self.contents.edits.iter().enumerate() {
             let (mut before, mut after) = (RowsHasher::new(edit), RowsHasher::new(edit));
-            let mut residuals = self.residual.rows(number, edit);
-            for (index, span, delta) in edit.changes() {
-                let cells = Cells::new(span, edit.dtype().size());
-                let row = Row { edit, tensor, index, cells, delta, residual: residuals.next() };
-                self.bound.checkpoint().read_vector(tensor, cells, &mut old)?;
-                new.clone_from(&old);
-                if !self.left.contains(&(number, index)) {
-                    changed += row.rewrite(self.bound.side(), &old, &mut new)? as u64;
-                    write(&row, &old, &new)?;
+            self.each_row(number, edit, |row, old, new| {
+                if !row.left {
+                    outcome.changed += row.rewrite(self.bound.side(), new)? as u64;
                 }
-                before.update(&old);
-                after.update(&new);
-                marks.extend(mark(&new));
-            }
+                if self.bound.side() == Side::Base {
+                    back.clone_from(new);
+                    row.restores(old, &mut back)?;
+                    outcome.marks.extend(mark(new));
+                }
+                before.update(old);
+                after.update(new);
+                if row.left { Ok(()) } else { visit(row, old, new) }
+            })?;
             let (before, after) = (before.finish().map_err(BindError::from)?, after.finish().map_err(BindError::from)?);
             self.same(number, edit, before, after)?;
-            here.push(Digests { rows: Some(before), whole: None });
-            there.push(Digests { rows: Some(after), whole: None });
+            outcome.here.push(before);
+            outcome.there.push(after);
         }
-        let sides = match self.bound.side() {
-            Side::Base => Sides { base: here, result: there },
-            Side::Result => Sides { base: there, result: here },
-        };
-        Ok(Outcome { changed, sides, marks })
+        Ok(outcome)
+    }
+
+    /// Passes every row of the other side to `write`.
+    fn perform(&self, mut write: impl FnMut(&Row<'_>, &[u8]) -> Result<(), PatchError>) -> Result<(), PatchError> {
+        for (number, edit) in self.contents.edits.iter().enumerate() {
+            self.each_row(number, edit, |row, _, new| {
+                if row.left {
+                    return Ok(());
+                }
+                row.rewrite(self.bound.side(), new)?;
+                write(row, new)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Passes every touched row of an edit to `work`, as it is and as a copy to be changed.
+    fn each_row(
+        &self,
+        number: usize,
+        edit: &Edit,
+        mut work: impl FnMut(&Row<'_>, &[u8], &mut Vec<u8>) -> Result<(), PatchError>,
+    ) -> Result<(), PatchError> {
+        let (checkpoint, mut old, mut new) = (self.bound.checkpoint(), Vec::new(), Vec::new());
+        let tensor = checkpoint.tensor(edit.tensor())?;
+        let mut residuals = self.residual.rows(number, edit);
+        for (index, span, delta) in edit.changes() {
+            let cells = Cells::new(span, edit.dtype().size());
+            let left = self.left.contains(&(number, index));
+            let row = Row { edit, tensor, index, cells, delta, residual: residuals.next(), left };
+            checkpoint.read_vector(tensor, cells, &mut old)?;
+            new.clone_from(&old);
+            work(&row, &old, &mut new)?;
+        }
+        Ok(())
     }
 
     /// What was read is still what was bound, and what it becomes is what was signed.
@@ -170,7 +198,7 @@ impl Rewrite<'_> {
     /// touched tensors what was signed.
     fn check(&self, written: &Checkpoint, outcome: &Outcome, progress: &dyn Progress) -> Result<(), PatchError> {
         let signed = self.bound.sides().of(self.target()).iter().map(|digests| digests.whole);
-        let rows = outcome.sides.of(self.target()).iter().map(|digests| digests.rows);
+        let rows = outcome.there.iter().map(|rows| Some(*rows));
         let expected: Vec<_> = rows.zip(signed).map(|(rows, whole)| Digests { rows, whole }).collect();
         let sides = Sides { base: expected.clone(), result: expected };
         match compare(written, &self.contents.edits, &sides, self.target(), self.check, progress) {
@@ -195,7 +223,7 @@ impl Rewrite<'_> {
 }
 
 /// One touched row.
-struct Row<'a> {
+pub(super) struct Row<'a> {
     edit: &'a Edit,
     tensor: &'a TensorInfo,
     /// Its index in the tensor.
@@ -203,23 +231,23 @@ struct Row<'a> {
     cells: Cells,
     delta: &'a [f32],
     residual: Option<ResidualRow<'a>>,
+    /// Whether it stays as it is.
+    left: bool,
 }
 
 impl Row<'_> {
-    /// Takes `new`, a copy of `old`, from `side` to the other; gives how many elements changed.
-    fn rewrite(&self, side: Side, old: &[u8], new: &mut [u8]) -> Result<usize, PatchError> {
+    /// Takes a row from `side` to the other; gives how many elements changed.
+    fn rewrite(&self, side: Side, row: &mut [u8]) -> Result<usize, PatchError> {
         match side {
-            Side::Base => self.fold(old, new),
-            Side::Result => self.unfold(new),
+            Side::Base => fold_row(self.edit.dtype(), row, self.delta).map_err(|source| self.wrong(source)),
+            Side::Result => self.unfold(row),
         }
     }
 
-    /// Folds, and makes sure that the patch's residual gives the old bytes back: else it could not be reverted.
-    fn fold(&self, old: &[u8], new: &mut [u8]) -> Result<usize, PatchError> {
-        let changed = fold_row(self.edit.dtype(), new, self.delta).map_err(|source| self.wrong(source))?;
-        let mut back = new.to_vec();
-        match self.unfold(&mut back) {
-            Ok(_) if back == old => Ok(changed),
+    /// Makes sure that the residual takes `new`, a folded row, back to `old`: else it could not be reverted.
+    fn restores(&self, old: &[u8], new: &mut [u8]) -> Result<(), PatchError> {
+        match self.unfold(new) {
+            Ok(_) if new == old => Ok(()),
             _ => Err(PatchError::Residual { tensor: self.tensor.name.clone(), row: self.index }),
         }
     }
