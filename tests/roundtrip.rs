@@ -110,7 +110,7 @@ fn patches_stack_and_come_off_in_order() {
         try_apply(&patch, &dir, Target::InPlace).unwrap();
         states.push(common::snapshot(&dir));
     }
-    let found = status(&Checkpoint::open(&dir).unwrap(), Depth::Rows, &()).unwrap();
+    let found = status(&Checkpoint::open(&dir).unwrap(), Depth::Rows, None, &()).unwrap();
     let state: Vec<_> = found.applied.into_iter().map(|entry| entry.state).collect();
     assert_eq!(state, [State::Covered { by: 2 }, State::Covered { by: 3 }, State::Holds]);
     states.pop();
@@ -193,7 +193,7 @@ fn what_was_edited_after_apply_is_not_reverted() {
     bytes[at + touched.rows()[0] as usize * touched.row_bytes() + 1] ^= 1;
     fs::write(&shard, bytes).unwrap();
     let before = common::snapshot(&dir);
-    let found = status(&Checkpoint::open(&dir).unwrap(), Depth::Rows, &()).unwrap();
+    let found = status(&Checkpoint::open(&dir).unwrap(), Depth::Rows, None, &()).unwrap();
     assert!(!found.is_sound());
     let error = try_revert(&dir, Target::InPlace).unwrap_err();
     assert!(error.to_string().contains(touched.tensor().as_str()), "{error}");

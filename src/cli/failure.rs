@@ -164,6 +164,7 @@ fn exit_of(error: &PatchError) -> Exit {
             RecordError::Json { .. }
             | RecordError::Rule { .. }
             | RecordError::Tensors { .. }
+            | RecordError::Envelope { .. }
             | RecordError::Full { .. } => Exit::Checkpoint,
         },
         PatchError::Effect(EffectError::Bind(error)) => exit_of_bind(error),

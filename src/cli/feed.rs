@@ -224,7 +224,7 @@ fn run_sign(sign: &Sign, output: Output) -> Result<Exit, Failure> {
     let file = Amendment::of(path)?;
     let (mut envelope, feed) = parse(path, &read_feed(path)?)?;
     if let Some(trust) = &sign.trust {
-        read_trust_file(trust)?.check_feed_signatures(&envelope).map_err(|error| feed_failure(path, &error))?;
+        read_trust_file(trust)?.check_signatures(&envelope).map_err(|error| feed_failure(path, &error))?;
     }
     let signature = key.sign(&envelope.statement).map_err(|error| Failure::new(Exit::Input, &error))?;
     // Signing is deterministic: another one under this key is wrong, and gives way.

@@ -8,20 +8,23 @@ use super::destination::Compared;
 use super::failure::{Exit, Failure};
 use super::output::{Output, count, fields, warn};
 use super::progress::Bars;
+use super::trusted::Keys;
 use crate::checkpoint::{Checkpoint, Depth, recover};
 use crate::patch::record::SignedBy;
-use crate::patch::status::{State, Status, StatusEntry, status};
+use crate::patch::status::{Signed, State, Status, StatusEntry, status};
 
 /// Show what is applied to a checkpoint, and whether it still holds.
 ///
 /// Mends the checkpoint first if a change in place was interrupted, and says how. Reads only the touched rows, unless
-/// --check asks for more.
+/// --check asks for more. Signatures on records are checked with the keys given.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
     /// The checkpoint's folder.
     checkpoint: PathBuf,
     #[command(flatten)]
     compared: Compared,
+    #[command(flatten)]
+    keys: Keys,
 }
 
 #[derive(Serialize)]
@@ -34,14 +37,15 @@ struct Report {
 }
 
 pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure> {
-    let dir = &arguments.checkpoint;
+    let (dir, policy) = (&arguments.checkpoint, arguments.keys.policy()?);
     let recovered = recover(dir)?.map(|recovery| recovery.to_string());
     if let Some(recovery) = &recovered {
         warn(&format!("{}: {recovery}", dir.display()));
     }
     let checkpoint = Checkpoint::open(dir)?;
     let (depth, bars) = (arguments.compared.depth().unwrap_or(Depth::Rows), Bars::new(output));
-    let report = Report { checkpoint: dir.clone(), recovered, status: status(&checkpoint, depth, &bars)? };
+    let status = status(&checkpoint, depth, policy.as_ref(), &bars)?;
+    let report = Report { checkpoint: dir.clone(), recovered, status };
     bars.clear();
     output.data("nestpatch/status/1", &report, text)?;
     let unreadable = |entry: &StatusEntry| matches!(entry.state, State::Unreadable { .. });
@@ -79,7 +83,20 @@ fn entry(entry: &StatusEntry) -> String {
         ("signed by", record.signers.iter().map(SignedBy::to_string).collect::<Vec<_>>().join(", ") + " (as recorded)"),
         ("applied", format!("{} at level {}", record.applied, record.level.as_str())),
     ];
+    lines.extend(record.override_binding.iter().map(|reason| ("override", reason.clone())));
+    lines.extend(signed(&entry.signed).map(|signed| ("record", signed)));
     lines.extend(entry.rows.map(|rows| ("rows", count(rows, "row"))));
     lines.push(("state", state));
     format!("{}. {}\n{}", record.number, record.patch.name, fields(&lines))
+}
+
+fn signed(signed: &Signed) -> Option<String> {
+    match signed {
+        Signed::No => None,
+        Signed::Unchecked => Some("signed; not checked, as no key was given".to_owned()),
+        Signed::By { signers } if signers.is_empty() => Some("signed by nobody who is trusted here".to_owned()),
+        Signed::By { signers } => {
+            Some(format!("signed by {}", signers.iter().map(SignedBy::to_string).collect::<Vec<_>>().join(", ")))
+        }
+    }
 }

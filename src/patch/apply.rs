@@ -176,7 +176,7 @@ fn expect_signed_tensors(contents: &Contents, bound: &Bound<'_>, progress: &dyn 
 
 /// A new record on top of one that no longer holds could never be taken back.
 fn refuse_records(contents: &Contents, checkpoint: &Checkpoint) -> Result<(), PatchError> {
-    let Status { applied, .. } = status(checkpoint, Depth::Rows, &())?;
+    let Status { applied, .. } = status(checkpoint, Depth::Rows, None, &())?;
     let path = |record: &Record| checkpoint.dir().join(STATE_FOLDER).join(record.file_name());
     for entry in applied {
         if !entry.is_sound() {
@@ -302,6 +302,7 @@ impl Note<'_> {
             residual: self.kept.as_deref().map(Blake3::of),
             marks: Blake3::of(&[]),
             result: result.to_vec(),
+            signed: None,
         }
     }
 }

@@ -15,9 +15,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{CheckpointError, Depth, Digests, STATE_FOLDER, Sides, read_bounded};
 use crate::digest::{Blake3, Sha256};
+use crate::format::limits::MAX_ENVELOPE_BYTES;
 use crate::format::manifest::Tool;
 use crate::format::statement::{Fault, Statement};
-use crate::format::{Level, Timestamp};
+use crate::format::{Envelope, EnvelopeError, Level, Timestamp};
 use crate::tensor::TensorName;
 use crate::trust::Signer;
 
@@ -53,6 +54,14 @@ pub enum RecordError {
         expected: String,
         /// What it is.
         found: String,
+    },
+    /// A signed record is no envelope.
+    #[error("{}: not a signed record", path.display())]
+    Envelope {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: EnvelopeError,
     },
     /// Its tensors are not those of the patch beside it.
     #[error("{}: expected the tensors that the patch beside it touches, found others", path.display())]
@@ -113,6 +122,9 @@ pub struct Record {
     /// The touched rows once patched: the Statement's subjects.
     #[serde(skip)]
     pub result: Vec<RowsDigest>,
+    /// The same record signed, if that was asked for.
+    #[serde(skip)]
+    pub signed: Option<Envelope>,
 }
 
 /// The patch that was applied.
@@ -219,7 +231,8 @@ impl Record {
         Ok(bytes)
     }
 
-    fn read(path: PathBuf, number: u32) -> Result<Self, RecordError> {
+    fn read(state: &Path, number: u32) -> Result<Self, RecordError> {
+        let path = state.join(file_name(number));
         let bytes = read_bounded(&path, MAX_BYTES)?;
         let parsed = serde_json::from_slice::<Statement<Subject, Self>>(&bytes);
         let statement = parsed.map_err(|source| RecordError::Json { path: path.clone(), source })?;
@@ -235,8 +248,24 @@ impl Record {
         }
         let rows = |subject: Subject| RowsDigest { name: subject.name, rows: subject.digest.nestpatch_rows_v1 };
         let result = statement.subject.into_iter().map(rows).collect();
-        Ok(Self { result, ..statement.predicate })
+        let record = Self { result, ..statement.predicate };
+        let signed = read_signed(&state.join(record.signed_name()), &bytes)?;
+        Ok(Self { signed, ..record })
     }
+}
+
+/// The envelope at `path`, if there is one: it must hold the very bytes of the record.
+fn read_signed(path: &Path, record: &[u8]) -> Result<Option<Envelope>, RecordError> {
+    if path.symlink_metadata().is_err() {
+        return Ok(None);
+    }
+    let envelope = Envelope::parse(&read_bounded(path, MAX_ENVELOPE_BYTES as u64)?)
+        .map_err(|source| RecordError::Envelope { path: path.to_owned(), source })?;
+    if envelope.statement == record {
+        return Ok(Some(envelope));
+    }
+    let (expected, found) = ("the bytes of the record beside it".to_owned(), "others".to_owned());
+    Err(RecordError::Rule { path: path.to_owned(), what: "payload", expected, found })
 }
 
 /// The records of a checkpoint folder, oldest first.
@@ -245,7 +274,7 @@ impl Record {
 /// One cannot be read.
 pub fn records(dir: &Path) -> Result<Vec<Record>, RecordError> {
     let state = dir.join(STATE_FOLDER);
-    numbers(&state)?.into_iter().map(|number| Record::read(state.join(file_name(number)), number)).collect()
+    numbers(&state)?.into_iter().map(|number| Record::read(&state, number)).collect()
 }
 
 /// The number of the next record.

@@ -2,11 +2,12 @@
 
 use serde::Serialize;
 
-use super::record::{Record, records};
+use super::record::{Record, SignedBy, records};
 use super::revert::{edited_rows, name_rows, recorded, recorded_patch, sides_of};
 use super::{Contents, PatchError};
 use crate::checkpoint::{BindError, Checkpoint, Depth, Progress, Side, compare};
 use crate::format::Edits;
+use crate::trust::Policy;
 
 /// What is on a checkpoint.
 #[derive(Debug, Clone, Serialize)]
@@ -26,6 +27,23 @@ pub struct StatusEntry {
     pub rows: Option<u64>,
     /// Whether it still holds.
     pub state: State,
+    /// Who stands by the record.
+    pub signed: Signed,
+}
+
+/// Whose signatures an apply record has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "is")]
+pub enum Signed {
+    /// It is not signed.
+    No,
+    /// No key was given to check it with.
+    Unchecked,
+    /// These people's hold, none of them if only strangers signed.
+    By {
+        /// Trusted people and their keys.
+        signers: Vec<SignedBy>,
+    },
 }
 
 /// Whether an applied patch still holds.
@@ -69,8 +87,13 @@ impl StatusEntry {
 /// newer patch touches those.
 ///
 /// # Errors
-/// A record or a weight cannot be read.
-pub fn status(checkpoint: &Checkpoint, depth: Depth, progress: &dyn Progress) -> Result<Status, PatchError> {
+/// A record or a weight cannot be read; a wrong signature on a record under a key of `policy`.
+pub fn status(
+    checkpoint: &Checkpoint,
+    depth: Depth,
+    policy: Option<&Policy>,
+    progress: &dyn Progress,
+) -> Result<Status, PatchError> {
     let mut newer: Vec<(u32, Edits)> = Vec::new();
     let mut applied = Vec::new();
     for record in records(checkpoint.dir())?.into_iter().rev() {
@@ -83,10 +106,22 @@ pub fn status(checkpoint: &Checkpoint, depth: Depth, progress: &dyn Progress) ->
                 (Some(rows), state)
             }
         };
-        applied.push(StatusEntry { record, rows, state });
+        let signed = signed(&record, policy)?;
+        applied.push(StatusEntry { record, rows, state, signed });
     }
     applied.reverse();
     Ok(Status { applied, strays: checkpoint.strays().to_vec() })
+}
+
+fn signed(record: &Record, policy: Option<&Policy>) -> Result<Signed, PatchError> {
+    match (&record.signed, policy) {
+        (None, _) => Ok(Signed::No),
+        (Some(_), None) => Ok(Signed::Unchecked),
+        (Some(envelope), Some(policy)) => {
+            let signers = policy.check_signatures(envelope)?.signers;
+            Ok(Signed::By { signers: signers.iter().map(SignedBy::from).collect() })
+        }
+    }
 }
 
 fn state_of(

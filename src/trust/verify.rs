@@ -257,12 +257,12 @@ impl Policy {
         }
     }
 
-    /// Checks every signature on a feed under a key of this policy, however few they are.
+    /// Sorts an envelope's signatures by what they are worth, however few they are.
     ///
     /// # Errors
-    /// A wrong one.
-    pub fn check_feed_signatures(&self, envelope: &Envelope) -> Result<(), TrustError> {
-        Signatures::sort(&signing_input(&envelope.statement), &envelope.signatures, self).map(|_| ())
+    /// A wrong one under a key of this policy.
+    pub fn check_signatures(&self, envelope: &Envelope) -> Result<Signatures, TrustError> {
+        Signatures::sort(&signing_input(&envelope.statement), &envelope.signatures, self)
     }
 
     /// The same policy, knowing what a status feed says.

@@ -1,0 +1,300 @@
+//! What lies on a checkpoint and comes off again: records, stacks, rows that were edited since, patches without a
+//! record, other bases than the exact one, and what recovery leaves alone.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{fails, run, snapshot, succeeds, world};
+use nestpatch::checkpoint::Checkpoint;
+use nestpatch::format::{Deltas, Edit, EditParts, Edits, Layout, Vectors};
+use nestpatch::tensor::TensorName;
+use serde_json::Value;
+
+const IN_PLACE: &[&str] = &["apply", "p.nestpatch", "base", "--key", "key.pub", "--in-place"];
+const GATE: &str = "model.layers.0.mlp.gate_proj.weight";
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+/// A patch that adds one delta to rows of the first gate projection.
+fn patch_of_rows(dir: &Path, number: u64, rows: &[u32]) -> Vec<u8> {
+    let checkpoint = Checkpoint::open(&dir.join("base")).unwrap();
+    let template =
+        common::edits(&checkpoint, number).iter().find(|edit| edit.tensor().as_str() == GATE).unwrap().clone();
+    let (dtype, cols) = (template.deltas().dtype(), template.deltas().cols());
+    let edit = Edit::new(EditParts {
+        tensor: template.tensor().clone(),
+        dtype: template.dtype(),
+        shape: template.shape().clone(),
+        layout: Layout::Rows,
+        rows: rows.to_vec(),
+        clusters: vec![0; rows.len()],
+        deltas: Deltas::new(dtype, cols, template.delta(0).to_vec()).unwrap(),
+    });
+    common::patch_of(&dir.join("base"), number, &Edits::new(vec![edit.unwrap()]).unwrap())
+}
+
+/// Flips a bit in one row of the first gate projection.
+fn edit_row(dir: &Path, row: u32) {
+    let (path, offset) = place(dir, row);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[offset + 2] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+/// The file that holds a row of the first gate projection, and where.
+fn place(dir: &Path, row: u32) -> (PathBuf, usize) {
+    let checkpoint = Checkpoint::open(dir).unwrap();
+    let tensor = checkpoint.tensor(&TensorName::new(GATE).unwrap()).unwrap();
+    let path = dir.join(checkpoint.shard_of(tensor));
+    let (bytes, whole) = (checkpoint.read(&tensor.name).unwrap(), fs::read(&path).unwrap());
+    let at = whole.windows(bytes.len()).position(|window| window == bytes).unwrap();
+    let vectors = Vectors::new(Layout::Rows, &tensor.shape).unwrap();
+    (path, at + row as usize * vectors.len() * tensor.dtype.editable().unwrap().size())
+}
+
+/// Rows of the first gate projection that `p.nestpatch` touches, and one that it does not.
+fn rows(dir: &Path) -> (Vec<u32>, u32) {
+    let checkpoint = Checkpoint::open(&dir.join("base")).unwrap();
+    let edits = common::edits(&checkpoint, 7);
+    let touched = edits.get(&TensorName::new(GATE).unwrap()).unwrap().rows().to_vec();
+    let outside = (0..).find(|row| !touched.contains(row)).unwrap();
+    (touched, outside)
+}
+
+#[test]
+fn a_patch_without_a_record_needs_a_key() {
+    let world = world();
+    let dir = world.path();
+    succeeds(dir, IN_PLACE);
+    // As it would be after a download: the weights, and no word of how they came about.
+    fs::remove_dir_all(dir.join("base/nestpatch")).unwrap();
+    fails(dir, &["revert", "base", "--in-place"], 5, &["no patch is applied", "revert --patch"]);
+    let by_patch = ["revert", "base", "--in-place", "--patch", "p.nestpatch"];
+    fails(dir, &by_patch, 3, &["no key"]);
+    common::succeeds(dir, &["keygen", "-o", "other", "--no-passphrase", "-q"]);
+    fails(dir, &[&by_patch[..], &["--key", "other.pub"]].concat(), 3, &["not trusted"]);
+    let both = run(dir, &[&by_patch[..], &["--key", "key.pub", "--record", "1"]].concat());
+    assert_eq!(both.code, Some(2));
+}
+
+#[test]
+fn a_patch_alone_gives_the_base_back() {
+    let world = world();
+    let dir = world.path();
+    let before = snapshot(&dir.join("base"));
+    succeeds(dir, IN_PLACE);
+    fs::remove_dir_all(dir.join("base/nestpatch")).unwrap();
+    let by_patch = ["revert", "base", "--patch", "p.nestpatch", "--key", "key.pub"];
+    succeeds(dir, &[&by_patch[..], &["-o", "back"]].concat());
+    assert!(snapshot(&dir.join("back")) == before);
+    succeeds(dir, &[&by_patch[..], &["--in-place"]].concat());
+    assert!(snapshot(&dir.join("base")) == before);
+    fails(dir, &[&by_patch[..], &["--in-place"]].concat(), 5, &["the other side of this patch"]);
+    // With a record of it, that goes too.
+    succeeds(dir, IN_PLACE);
+    succeeds(dir, &[&by_patch[..], &["--in-place"]].concat());
+    assert!(snapshot(&dir.join("base")) == before);
+}
+
+#[test]
+fn a_patch_is_taken_from_below_others_only_if_they_touch_none_of_its_rows() {
+    let world = world();
+    let dir = world.path();
+    let before = snapshot(&dir.join("base"));
+    for (number, rows) in [(1, &[0, 3][..]), (2, &[1, 4]), (3, &[4, 5])] {
+        // The third is made for what the second gives, the second for the base.
+        fs::write(dir.join(format!("{number}.nestpatch")), patch_of_rows(dir, number, rows)).unwrap();
+        let patch = format!("{number}.nestpatch");
+        succeeds(dir, &["apply", &patch, "base", "--key", "key.pub", "--in-place"]);
+    }
+    let take = |record| ["revert", "base", "--in-place", "--record", record];
+    fails(dir, &take("2"), 5, &["record 2", "below record 3", "take the newer one back first"]);
+    fails(dir, &take("9"), 5, &["no record 9"]);
+    succeeds(dir, &take("1"));
+    let status = json(&succeeds(dir, &["status", "base", "--json"]).stdout);
+    let numbers: Vec<_> =
+        status["applied"].as_array().unwrap().iter().map(|entry| entry["record"]["number"].clone()).collect();
+    assert_eq!(numbers, [2, 3]);
+    // What is applied next comes after all of them, and nothing is applied twice.
+    fails(dir, &["apply", "3.nestpatch", "base", "--key", "key.pub", "--in-place"], 5, &["other side"]);
+    succeeds(dir, &["apply", "1.nestpatch", "base", "--key", "key.pub", "--in-place"]);
+    assert!(dir.join("base/nestpatch/0004.json").exists());
+    for record in ["4", "3", "2"] {
+        succeeds(dir, &take(record));
+    }
+    assert!(snapshot(&dir.join("base")) == before);
+}
+
+#[test]
+fn rows_that_were_edited_since_are_named_and_can_be_left() {
+    let world = world();
+    let dir = world.path();
+    let (touched, _) = rows(dir);
+    let base = snapshot(&dir.join("base"));
+    succeeds(dir, IN_PLACE);
+    let (path, offset) = place(&dir.join("base"), touched[1]);
+    edit_row(&dir.join("base"), touched[1]);
+    let edited = fs::read(&path).unwrap();
+    let named = format!("row {} was changed since", touched[1]);
+    fails(dir, &["revert", "base", "--in-place"], 5, &[GATE, &named, "--leave-edited"]);
+    fails(dir, &["revert", "base", "-o", "out"], 5, &[GATE, &named]);
+    let status = run(dir, &["status", "base"]);
+    assert_eq!(status.code, Some(5));
+    assert!(status.stdout.contains(&named), "{status:?}");
+    for target in [&["-o", "out"][..], &["--in-place"]] {
+        let done = succeeds(dir, &[&["revert", "base", "--leave-edited", "--json"], target].concat());
+        assert_eq!(json(&done.stdout)["left"][GATE], serde_json::json!([touched[1]]));
+        assert!(done.stderr.contains("left as they are: 1 row"), "{done:?}");
+    }
+    // Only that row is not the base's.
+    let row = common::edits(&Checkpoint::open(&dir.join("base")).unwrap(), 7);
+    let bytes = row.get(&TensorName::new(GATE).unwrap()).unwrap().row_bytes();
+    for name in ["base", "out"] {
+        let mut found = snapshot(&dir.join(name));
+        let shard = found.get_mut(Path::new(path.file_name().unwrap())).unwrap();
+        assert_eq!(shard[offset..offset + bytes], edited[offset..offset + bytes]);
+        shard[offset..offset + bytes]
+            .copy_from_slice(&base[Path::new(path.file_name().unwrap())][offset..offset + bytes]);
+        assert!(found == base, "{name}");
+    }
+}
+
+/// In place only the touched rows matter, to a new folder the whole tensors, and either can be asked for.
+#[test]
+fn what_lies_around_the_rows_counts_where_it_is_looked_at() {
+    let world = world();
+    let dir = world.path();
+    let (_, outside) = rows(dir);
+    edit_row(&dir.join("base"), outside);
+    let edited = snapshot(&dir.join("base"));
+    let to_out = ["apply", "p.nestpatch", "base", "--key", "key.pub", "-o", "out"];
+    fails(dir, &to_out, 5, &[GATE, "not the rows around them", "--check rows"]);
+    fails(dir, &[&to_out[..], &["--dry-run"]].concat(), 5, &[GATE, "not the rows around them"]);
+    fails(dir, &[IN_PLACE, &["--check", "tensors"]].concat(), 5, &[GATE, "not the rows around them"]);
+    let done = succeeds(dir, &[&to_out[..], &["--check", "rows"]].concat()).stdout;
+    assert!(done.contains("exact, by the touched rows"), "{done}");
+    let done = succeeds(dir, &[IN_PLACE, &["--json"]].concat()).stdout;
+    assert_eq!((&json(&done)["level"], &json(&done)["compared"]), (&"exact".into(), &"rows".into()));
+    assert_eq!(run(dir, &["status", "base"]).code, Some(0));
+    let whole = run(dir, &["status", "base", "--check", "tensors"]);
+    assert_eq!(whole.code, Some(5));
+    assert!(whole.stdout.contains("not the rows around them"), "{whole:?}");
+    fails(dir, &["revert", "base", "--in-place", "--check", "tensors"], 5, &["not the rows around them"]);
+    succeeds(dir, &["revert", "base", "--in-place"]);
+    assert!(snapshot(&dir.join("base")) == edited);
+}
+
+#[test]
+fn another_base_takes_the_publishers_word_or_a_reason() {
+    let world = world();
+    let dir = world.path();
+    let (touched, _) = rows(dir);
+    edit_row(&dir.join("base"), touched[0]);
+    let other = snapshot(&dir.join("base"));
+    fails(dir, IN_PLACE, 5, &[GATE, "--level descendant"]);
+    let loose = [IN_PLACE, &["--level", "architecture"]].concat();
+    fails(dir, &loose, 5, &["permits the patch at level exact, not at level architecture", "--override-binding"]);
+    let reason = "trying it on our own child";
+    let overridden = [&loose[..], &["--override-binding", reason]].concat();
+    let done = succeeds(dir, &overridden).stdout;
+    assert!(done.contains(reason) && done.contains("the publisher signed none for this base"), "{done}");
+    let record = json(&fs::read_to_string(dir.join("base/nestpatch/0001.json")).unwrap());
+    assert_eq!(record["predicate"]["override"], reason);
+    assert_eq!(record["predicate"]["level"], "architecture");
+    assert!(succeeds(dir, &["status", "base"]).stdout.contains(reason));
+    fails(dir, &overridden, 5, &["other side of this patch"]);
+    // The residual of this base was kept, as the patch's own belongs to another.
+    succeeds(dir, &["revert", "base", "--in-place"]);
+    assert!(snapshot(&dir.join("base")) == other);
+    // Other types or shapes are no base at any level.
+    fs::write(dir.join("base/config.json"), r#"{"model_type": "llama", "hidden_size": 4}"#).unwrap();
+    succeeds(dir, &overridden);
+}
+
+/// On another base than the exact one nothing but the record knows that a patch is there already.
+#[test]
+fn no_patch_is_applied_twice() {
+    let world = world();
+    let dir = world.path();
+    fs::write(dir.join("1.nestpatch"), patch_of_rows(dir, 1, &[0, 3])).unwrap();
+    edit_row(&dir.join("base"), 3);
+    let apply = ["apply", "1.nestpatch", "base", "--key", "key.pub", "--in-place", "--level", "architecture"];
+    let apply = [&apply[..], &["--override-binding", "x"]].concat();
+    succeeds(dir, &apply);
+    fails(dir, &apply, 5, &["0001.json", "is applied already"]);
+}
+
+#[test]
+fn a_record_is_signed_on_request() {
+    let world = world();
+    let dir = world.path();
+    succeeds(dir, &["keygen", "-o", "me", "--no-passphrase", "-q"]);
+    fails(dir, &[IN_PLACE, &["--sign-with", "key.pub"]].concat(), 7, &["key.pub"]);
+    succeeds(dir, &[IN_PLACE, &["--sign-with", "me.key"]].concat());
+    let signed = dir.join("base/nestpatch/0001.dsse.json");
+    let line = |keys: &[&str]| {
+        let text = succeeds(dir, &[&["status", "base"], keys].concat()).stdout;
+        text.lines().find(|line| line.starts_with("  record")).unwrap().to_owned()
+    };
+    assert!(line(&[]).contains("not checked"));
+    assert!(line(&["--key", "me.pub"]).contains("signed by me.pub"));
+    assert!(line(&["--key", "key.pub"]).contains("nobody who is trusted here"));
+    let good = fs::read_to_string(&signed).unwrap();
+    let mut envelope = json(&good);
+    let signature = envelope["signatures"][0]["sig"].as_str().unwrap().replacen(|letter: char| letter != 'A', "A", 1);
+    envelope["signatures"][0]["sig"] = signature.into();
+    fs::write(&signed, envelope.to_string()).unwrap();
+    fails(dir, &["status", "base", "--key", "me.pub"], 3, &["me.pub"]);
+    // A record that was changed is not the one that was signed.
+    fs::write(&signed, good).unwrap();
+    let record = dir.join("base/nestpatch/0001.json");
+    let text = fs::read_to_string(&record).unwrap();
+    fs::write(&record, text.replacen("test patch 7", "test patch 8", 1)).unwrap();
+    fails(dir, &["status", "base"], 6, &["0001.dsse.json", "payload"]);
+    fs::write(&record, text).unwrap();
+    succeeds(dir, &["revert", "base", "--in-place"]);
+    assert!(!dir.join("base/nestpatch").exists());
+}
+
+/// Somebody fetched the weights anew after a crash: recovery finds neither old nor new rows, and touches nothing.
+#[test]
+fn recovery_leaves_files_alone_that_are_not_what_was_interrupted() {
+    let world = world();
+    let dir = world.path();
+    let before = snapshot(&dir.join("base"));
+    let (path, offset) = place(&dir.join("base"), rows(dir).0[0]);
+    let torn = (20..).find(|call| {
+        let ran = common::run_with(dir, Some(&format!("kill@{call}")), IN_PLACE);
+        assert_ne!(ran.code, Some(0));
+        let changed =
+            snapshot(&dir.join("base")).iter().any(|(path, bytes)| before.get(path).is_some_and(|old| old != bytes));
+        if !changed {
+            assert_eq!(run(dir, &["status", "base"]).code, Some(0));
+        }
+        changed
+    });
+    assert!(torn.is_some());
+    let mut bytes = fs::read(&path).unwrap();
+    let sound = bytes[offset];
+    bytes[offset] ^= 0x40;
+    fs::write(&path, &bytes).unwrap();
+    let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+    fails(
+        dir,
+        &["status", "base"],
+        6,
+        &[&name, "neither what the interrupted change found nor what it wrote", "fetched anew"],
+    );
+    fails(dir, &["revert", "base", "--in-place"], 6, &["neither"]);
+    bytes[offset] = sound;
+    fs::write(&path, &bytes).unwrap();
+    let mended = succeeds(dir, &["status", "base"]);
+    assert!(mended.stderr.contains("was undone"), "{mended:?}");
+    assert!(snapshot(&dir.join("base")) == before);
+}
