@@ -39,11 +39,11 @@ fn patch_of_rows(dir: &Path, number: u64, rows: &[u32]) -> Vec<u8> {
     common::patch_of(&dir.join("base"), number, &Edits::new(vec![edit.unwrap()]).unwrap())
 }
 
-/// Flips a bit in one row of the first gate projection.
+/// Flips a bit, too high to be rounded away, in one row of the first gate projection.
 fn edit_row(dir: &Path, row: u32) {
     let (path, offset) = place(dir, row);
     let mut bytes = fs::read(&path).unwrap();
-    bytes[offset + 2] ^= 1;
+    bytes[offset + 3] ^= 1;
     fs::write(path, bytes).unwrap();
 }
 
