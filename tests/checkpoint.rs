@@ -75,6 +75,43 @@ fn a_single_file_and_a_hub_snapshot_open_too() {
 }
 
 #[test]
+fn a_weight_file_that_changes_after_it_was_opened_is_noticed() {
+    let changes: [(fn(&Path), &str); 5] = [
+        (|path| fs::write(path, [0; 3]).unwrap(), "bytes, found 3"),
+        (|path| touch(path, 1), "written to after it was opened"),
+        (|path| touch(path, -1), "written to after it was opened"),
+        (|path| replace_by_a_copy(path), "another file has its name"),
+        (|path| fs::remove_file(path).unwrap(), "cannot read"),
+    ];
+    for (change, words) in changes {
+        let dir = tempfile::tempdir().unwrap();
+        common::checkpoint(dir.path());
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        checkpoint.check_unchanged().unwrap();
+        change(&dir.path().join(SECOND));
+        let error = checkpoint.check_unchanged().unwrap_err().to_string();
+        assert!(error.contains(words) && error.contains(SECOND), "{error} lacks {words}");
+    }
+}
+
+/// Moves the time of the last write.
+fn touch(path: &Path, seconds: i64) {
+    let file = fs::File::options().write(true).open(path).unwrap();
+    let time = file.metadata().unwrap().modified().unwrap();
+    let step = std::time::Duration::from_secs(seconds.unsigned_abs());
+    file.set_modified(if seconds < 0 { time - step } else { time + step }).unwrap();
+}
+
+/// The same bytes and times in another file of that name.
+fn replace_by_a_copy(path: &Path) {
+    let beside = path.with_extension("copy");
+    fs::copy(path, &beside).unwrap();
+    let time = fs::metadata(path).unwrap().modified().unwrap();
+    fs::File::options().write(true).open(&beside).unwrap().set_modified(time).unwrap();
+    fs::rename(beside, path).unwrap();
+}
+
+#[test]
 fn other_weight_files_are_noticed() {
     let checkpoint = opened(|dir| {
         for name in ["consolidated.00.pth", "model.safetensors.old", "training_args.bin", "x.gguf"] {

@@ -141,6 +141,14 @@ pub enum CheckpointError {
         /// Its length now.
         found: u64,
     },
+    /// A file changed while it was read, and kept its length.
+    #[error("{}: changed while it was being read: {how}", path.display())]
+    Altered {
+        /// The file.
+        path: PathBuf,
+        /// What tells.
+        how: &'static str,
+    },
     /// Something that cannot be copied as a file.
     #[error("{}: {what}", path.display())]
     Unsupported {

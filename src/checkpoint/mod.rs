@@ -194,6 +194,15 @@ impl Checkpoint {
         }
     }
 
+    /// Whether every weight file is still the one that was opened: the same file, length and time of the last write. What
+    /// was read is worth no more than this. A write that sets the time back is not noticed.
+    ///
+    /// # Errors
+    /// The first file that changed or is gone.
+    pub fn check_unchanged(&self) -> Result<(), CheckpointError> {
+        self.shards.iter().try_for_each(Shard::check_unchanged)
+    }
+
     fn out_of_bounds(&self, tensor: &TensorInfo, what: impl Into<String>) -> CheckpointError {
         let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
         CheckpointError::Bounds { dir: self.dir.clone(), tensor: name, shape, what: what.into() }

@@ -1,8 +1,8 @@
 //! One safetensors file, opened and checked.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::CheckpointError;
@@ -17,8 +17,23 @@ pub(super) struct Shard {
     file: File,
     /// Bytes of the whole file.
     pub(super) length: u64,
+    state: State,
     /// Where the tensors' bytes begin.
     pub(super) data: u64,
+}
+
+/// What a file has another one of once it was replaced or written to.
+#[derive(Debug, PartialEq, Eq)]
+struct State {
+    file: (u64, u64),
+    /// Seconds and nanoseconds of the last write.
+    written: (i64, i64),
+}
+
+impl State {
+    fn of(metadata: &Metadata) -> Self {
+        Self { file: (metadata.dev(), metadata.ino()), written: (metadata.mtime(), metadata.mtime_nsec()) }
+    }
 }
 
 impl Shard {
@@ -31,7 +46,9 @@ impl Shard {
             return Err(CheckpointError::Unsupported { path, what: "a shard must be a regular file" });
         }
         let file = File::open(&path).map_err(CheckpointError::io("open", &path))?;
-        let mut shard = Self { name: name.to_owned(), path, file, length: metadata.len(), data: 0 };
+        let metadata = file.metadata().map_err(CheckpointError::io("read", &path))?;
+        let (length, state) = (metadata.len(), State::of(&metadata));
+        let mut shard = Self { name: name.to_owned(), path, file, length, state, data: 0 };
         let entries = shard.read_header()?;
         Ok((shard, entries))
     }
@@ -57,6 +74,22 @@ impl Shard {
                 Err(CheckpointError::Changed { path: self.path.clone(), expected: self.length, found })
             }
             other => other.map_err(CheckpointError::io("read", &self.path)),
+        }
+    }
+
+    /// Whether the file of this name is still the one that was opened, with its length and time of the last write.
+    pub(super) fn check_unchanged(&self) -> Result<(), CheckpointError> {
+        let metadata = fs::metadata(&self.path).map_err(CheckpointError::io("read", &self.path))?;
+        let (path, expected, found) = (self.path.clone(), self.length, metadata.len());
+        let state = State::of(&metadata);
+        if found != expected {
+            Err(CheckpointError::Changed { path, expected, found })
+        } else if state.file != self.state.file {
+            Err(CheckpointError::Altered { path, how: "another file has its name by now" })
+        } else if state != self.state {
+            Err(CheckpointError::Altered { path, how: "it was written to after it was opened" })
+        } else {
+            Ok(())
         }
     }
 
