@@ -8,6 +8,7 @@ mod binding;
 mod disk;
 mod error;
 pub mod header;
+mod hub;
 mod in_place;
 mod journal;
 mod json;
@@ -30,6 +31,7 @@ pub use binding::{BoundBase, Depth, Digests, Sides, compare, config_differences,
 pub use disk::{Amendment, free_bytes, write_new};
 pub use error::CheckpointError;
 pub use header::StoredType;
+pub use hub::{HubSnapshot, hub_snapshot};
 pub use in_place::{Changer, Intent, Recovery, Saver, is_interrupted, recover};
 pub(crate) use layout::read_bounded;
 pub use mismatch::{BindError, Mismatch, MismatchKind, Side};

@@ -5,7 +5,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use super::trusted::hint_of_seen;
-use crate::checkpoint::{BindError, CheckpointError, MismatchKind};
+use crate::checkpoint::{BindError, CheckpointError, MismatchKind, hub_snapshot};
 use crate::format::{PatchStatus, PayloadError};
 use crate::patch::verify::is_malformed;
 use crate::patch::{EffectError, PatchError, RecordError};
@@ -105,7 +105,7 @@ impl fmt::Display for Failure {
 impl From<PatchError> for Failure {
     fn from(error: PatchError) -> Self {
         let failure = Self::new(exit_of(&error), &error);
-        match hint_of(&error) {
+        match hint_of_snapshot(&error).or_else(|| hint_of(&error).map(str::to_owned)) {
             Some(hint) => failure.hint(hint),
             None => failure,
         }
@@ -198,6 +198,14 @@ fn exit_of_bind(error: &BindError) -> Exit {
         BindError::Mismatch { .. } => Exit::Base,
         BindError::Length(_) => Exit::Patch,
     }
+}
+
+/// Of a link in a hub cache: what it is and why it is not written through.
+fn hint_of_snapshot(error: &PatchError) -> Option<String> {
+    let PatchError::Checkpoint(CheckpointError::Unsupported { path, .. }) = error else { return None };
+    let snapshot = path.is_symlink().then(|| hub_snapshot(path.parent()?)).flatten()?;
+    let why = "whose files are links to blobs that its revisions share";
+    Some(format!("this is {snapshot}, {why}: leave it as it is and write to a new folder with -o"))
 }
 
 fn hint_of(error: &PatchError) -> Option<&'static str> {
