@@ -314,26 +314,71 @@ fn an_output_that_exists_is_never_touched() {
     fails(dir, &inside, 1, &["inside the checkpoint"]);
 }
 
+/// As the hub's own library lays it out: blobs under their digests, a revision as relative links to them.
+fn hub_cache(dir: &Path) -> &'static str {
+    const REVISION: &str = "models--ada--toy/snapshots/0123456789abcdef";
+    let blobs = dir.join("models--ada--toy/blobs");
+    fs::create_dir_all(&blobs).unwrap();
+    for (number, (path, bytes)) in snapshot(&dir.join("base")).into_iter().enumerate() {
+        let (place, blob) = (dir.join(REVISION).join(&path), format!("{number:04x}"));
+        if path.to_str().unwrap().ends_with('/') {
+            fs::create_dir_all(place).unwrap();
+            continue;
+        }
+        fs::create_dir_all(place.parent().unwrap()).unwrap();
+        fs::write(blobs.join(&blob), bytes).unwrap();
+        let up = "../".repeat(1 + path.components().count());
+        symlink(Path::new(&up).join("blobs").join(&blob), place).unwrap();
+    }
+    REVISION
+}
+
 #[test]
 fn a_hub_snapshot_is_read_and_never_written_through() {
     let world = world();
     let dir = world.path();
-    fs::rename(dir.join("base"), dir.join("blobs")).unwrap();
-    fs::create_dir(dir.join("base")).unwrap();
-    for entry in fs::read_dir(dir.join("blobs")).unwrap() {
-        let name = entry.unwrap().file_name();
-        symlink(Path::new("../blobs").join(&name), dir.join("base").join(&name)).unwrap();
-    }
-    let blobs = snapshot(&dir.join("blobs"));
-    fails(dir, IN_PLACE, 6, &["symbolic link", "Hint", "-o"]);
-    fails(dir, &[IN_PLACE, &["--dry-run"]].concat(), 6, &["symbolic link", "Hint", "-o"]);
-    succeeds(dir, TO_OUT);
-    assert!(snapshot(&dir.join("blobs")) == blobs);
+    let revision = hub_cache(dir);
+    let (base, blobs) = (snapshot(&dir.join("base")), snapshot(&dir.join("models--ada--toy")));
+    let in_place = ["apply", "p.nestpatch", revision, "--key", "key.pub", "--in-place"];
+    let words = ["symbolic link", "Hint: this is ada/toy at revision 0123456789ab in a hub cache", "share", "-o"];
+    fails(dir, &in_place, 6, &words);
+    fails(dir, &[&in_place[..], &["--dry-run"]].concat(), 6, &words);
+    succeeds(dir, &["apply", "p.nestpatch", revision, "--key", "key.pub", "-o", "out"]);
+    assert!(snapshot(&dir.join("models--ada--toy")) == blobs);
     for (path, _) in snapshot(&dir.join("out")) {
         assert!(!dir.join("out").join(&path).is_symlink(), "{}", path.display());
     }
     succeeds(dir, &["revert", "out", "--in-place"]);
-    assert!(snapshot(&dir.join("out")) == blobs);
+    assert!(snapshot(&dir.join("out")) == base);
+}
+
+#[test]
+fn a_link_elsewhere_is_not_called_a_hub_cache() {
+    let world = world();
+    let dir = world.path();
+    fs::rename(dir.join(SECOND), dir.join("moved")).unwrap();
+    symlink("../moved", dir.join(SECOND)).unwrap();
+    let ran = fails(dir, IN_PLACE, 6, &["symbolic link", "Hint: write to a new folder with -o"]);
+    assert!(!ran.stderr.contains("revision"), "{ran:?}");
+}
+
+/// It may lead to anything: copying what is behind it could copy the whole disk.
+#[test]
+fn a_linked_folder_is_not_copied() {
+    let world = world();
+    let dir = world.path();
+    fs::create_dir(dir.join("elsewhere")).unwrap();
+    for to in ["../elsewhere", "/", ".", "original"] {
+        symlink(to, dir.join("base/extra")).unwrap();
+        let ran = run(dir, TO_OUT);
+        assert_eq!(ran.code, Some(6), "{to}: {ran:?}");
+        for word in ["base/extra: a symbolic link to a folder", "Hint"] {
+            assert!(ran.stderr.contains(word), "{to}: {ran:?}");
+        }
+        assert!(!dir.join("out").exists() && fs::read_dir(dir).unwrap().count() == 4, "{to}: something is left");
+        fs::remove_file(dir.join("base/extra")).unwrap();
+    }
+    succeeds(dir, TO_OUT);
 }
 
 #[test]

@@ -5,7 +5,11 @@
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
 
 use super::CheckpointError;
 
@@ -166,6 +170,65 @@ pub(crate) fn sync(file: &File, path: &Path) -> Result<()> {
     fault::step(path).and_then(|()| file.sync_all()).map_err(failed("sync", path))
 }
 
+/// Forces files to the disk on a thread of its own, while the caller writes the next. The caller's calls are the steps
+/// that a test can strike at; the thread has none, so their order stays the same. Dropped unfinished, it ends by itself.
+#[derive(Debug)]
+pub(crate) struct Syncer {
+    queue: Sender<(Arc<File>, PathBuf)>,
+    waiting: Arc<AtomicUsize>,
+    thread: JoinHandle<Result<()>>,
+}
+
+impl Syncer {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// The system has none to give; `path` is what it was for.
+    pub(crate) fn start(path: &Path) -> Result<Self> {
+        let (queue, files) = channel();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let left = Arc::clone(&waiting);
+        let thread = thread::Builder::new().spawn(move || sync_each(&files, &left)).map_err(failed("sync", path))?;
+        Ok(Self { queue, waiting, thread })
+    }
+
+    /// Forces what a file holds by now to the disk, unless there is enough to do. Its last bytes need [`Syncer::sync`].
+    pub(crate) fn sync_early(&self, file: &Arc<File>, path: &Path) {
+        if self.waiting.load(Ordering::Relaxed) == 0 {
+            self.push(file, path);
+        }
+    }
+
+    /// Forces a file to the disk, at the latest before [`Syncer::finish`] returns.
+    pub(crate) fn sync(&self, file: &Arc<File>, path: &Path) -> Result<()> {
+        fault::step(path).map_err(failed("sync", path))?;
+        self.push(file, path);
+        Ok(())
+    }
+
+    fn push(&self, file: &Arc<File>, path: &Path) {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        // A thread that is gone has failed: `finish` tells.
+        let _ = self.queue.send((Arc::clone(file), path.to_owned()));
+    }
+
+    /// Waits for all of them.
+    ///
+    /// # Errors
+    /// The first file that could not be forced to the disk.
+    pub(crate) fn finish(self) -> Result<()> {
+        drop(self.queue);
+        self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+fn sync_each(files: &Receiver<(Arc<File>, PathBuf)>, waiting: &AtomicUsize) -> Result<()> {
+    files.iter().try_for_each(|(file, path)| {
+        waiting.fetch_sub(1, Ordering::Relaxed);
+        file.sync_all().map_err(failed("sync", &path))
+    })
+}
+
 /// Forces a folder's entries to the disk.
 pub(crate) fn sync_dir(path: &Path) -> Result<()> {
     fault::step(path).and_then(|()| File::open(path)?.sync_all()).map_err(failed("sync", path))
@@ -176,9 +239,24 @@ pub(crate) fn create_dir(path: &Path) -> Result<()> {
     fault::step(path).and_then(|()| fs::create_dir(path)).map_err(failed("create", path))
 }
 
+/// Gives a file a second name, `to`, which must not exist; `false` where the system cannot.
+pub(crate) fn link(from: &Path, to: &Path) -> Result<bool> {
+    use rustix::io::Errno;
+    const CANNOT: [Errno; 6] = [Errno::XDEV, Errno::PERM, Errno::ACCESS, Errno::MLINK, Errno::OPNOTSUPP, Errno::NOSYS];
+    match fault::step(to).and_then(|()| fs::hard_link(from, to)) {
+        Ok(()) => Ok(true),
+        Err(error) if CANNOT.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error())) => Ok(false),
+        Err(error) => Err(failed("link to", to)(error)),
+    }
+}
+
 /// Renames within a file system; `to` must not exist.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
-    fault::step(to).and_then(|()| rename_new(from, to)).map_err(failed("rename to", to))
+    fault::step(to).and_then(|()| rename_new(from, to)).map_err(|error| match error.kind() {
+        // Another process was faster.
+        io::ErrorKind::AlreadyExists => CheckpointError::Exists { path: to.to_owned() },
+        _ => failed("rename to", to)(error),
+    })
 }
 
 /// Removes a file; one that is not there is fine.
@@ -278,5 +356,32 @@ mod fault {
 
     pub(super) fn step(_: &Path) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_synced_in_the_background_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("good");
+        let good = Arc::new(create(&path).unwrap());
+        // A device that takes bytes and cannot be synced.
+        let bad = Arc::new(File::open("/dev/null").unwrap());
+        let syncer = Syncer::start(&path).unwrap();
+        syncer.sync(&good, &path).unwrap();
+        syncer.finish().unwrap();
+        for early in [false, true] {
+            let syncer = Syncer::start(&path).unwrap();
+            match early {
+                true => syncer.sync_early(&bad, Path::new("bad")),
+                false => syncer.sync(&bad, Path::new("bad")).unwrap(),
+            }
+            // The thread may be gone by now.
+            syncer.sync(&good, &path).unwrap();
+            assert_eq!(syncer.finish().unwrap_err().to_string(), "cannot sync bad");
+        }
     }
 }

@@ -157,6 +157,12 @@ pub enum CheckpointError {
         /// What it is and why that is refused.
         what: &'static str,
     },
+    /// A symbolic link to a folder, which may lead to more than the checkpoint.
+    #[error("{}: a symbolic link to a folder, which is not followed", path.display())]
+    LinkedFolder {
+        /// The link.
+        path: PathBuf,
+    },
     /// Somewhere that no output can go.
     #[error("{}: no place for the output: {what}", path.display())]
     Target {

@@ -37,7 +37,7 @@ pub(crate) use layout::read_bounded;
 pub use mismatch::{BindError, Mismatch, MismatchKind, Side};
 pub use progress::Progress;
 pub use rows::Cells;
-pub use staged::{Staged, check_target, copied_bytes};
+pub use staged::{Staged, Untouched, check_target, copied_bytes};
 pub use stream::in_parallel;
 
 use lock::Lock;

@@ -7,11 +7,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::disk::{self, Syncer};
 use super::lock::Lock;
 use super::rows::{self, Cells};
 use super::tree::{self, Item};
-use super::{Checkpoint, CheckpointError, Progress, STATE_FOLDER, TensorInfo, disk};
+use super::{Checkpoint, CheckpointError, Progress, STATE_FOLDER, TensorInfo};
+
+/// How shards that the change does not touch come into the new folder. All other files are copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Untouched {
+    /// As files of their own.
+    #[default]
+    Copy,
+    /// As hard links to the source's, which take no space but are one file with them: whoever writes into one writes
+    /// into both. Copied where the file system cannot link, and where the source is a symbolic link.
+    Link,
+}
 
 /// A copy of a checkpoint under construction.
 #[derive(Debug)]
@@ -19,7 +32,9 @@ pub struct Staged {
     target: PathBuf,
     temporary: PathBuf,
     items: Vec<Item>,
-    open: BTreeMap<String, File>,
+    open: BTreeMap<String, Arc<File>>,
+    linked: Vec<String>,
+    syncer: Option<Syncer>,
     committed: bool,
     _lock: Lock,
 }
@@ -53,7 +68,8 @@ pub fn check_target(checkpoint: &Checkpoint, target: &Path) -> Result<PathBuf, C
 }
 
 impl Staged {
-    /// Copies everything in the checkpoint's folder beside `target`; the shards of `tensors` stay open for writing.
+    /// Copies everything in the checkpoint's folder beside `target`; the shards of `tensors` stay open for writing, the
+    /// others come as `untouched` says.
     ///
     /// # Errors
     /// Those of [`check_target`]; a file that cannot be read or written. Nothing is left behind.
@@ -61,6 +77,7 @@ impl Staged {
         checkpoint: &Checkpoint,
         target: &Path,
         tensors: &[&TensorInfo],
+        untouched: Untouched,
         progress: &dyn Progress,
     ) -> Result<Self, CheckpointError> {
         let parent = check_target(checkpoint, target)?;
@@ -72,36 +89,58 @@ impl Staged {
         disk::create_dir(&temporary)?;
         // Shared, so that the copy can be opened to read it back; enough to keep others from sweeping it away.
         let lock = Lock::shared(&temporary).inspect_err(|_| drop(fs::remove_dir(&temporary)))?;
-        let (target, open) = (target.to_owned(), BTreeMap::new());
-        let mut staged = Self { target, temporary, items, open, committed: false, _lock: lock };
-        let touched = tensors.iter().map(|tensor| checkpoint.shard_of(tensor)).collect();
-        staged.copy_all(checkpoint.dir(), &touched, progress)?;
+        let (target, open, linked) = (target.to_owned(), BTreeMap::new(), Vec::new());
+        let mut staged = Self { target, temporary, items, open, linked, syncer: None, committed: false, _lock: lock };
+        let syncer = Syncer::start(&staged.temporary)?;
+        let touched: BTreeSet<&str> = tensors.iter().map(|tensor| checkpoint.shard_of(tensor)).collect();
+        let mut shards: BTreeSet<&str> = checkpoint.shard_names().collect();
+        shards.retain(|name| untouched == Untouched::Link && !touched.contains(name));
+        staged.copy_all(checkpoint.dir(), (&touched, &shards), &syncer, progress)?;
+        staged.syncer = Some(syncer);
         Ok(staged)
     }
 
     fn copy_all(
         &mut self,
         from: &Path,
-        touched: &BTreeSet<&str>,
+        (touched, to_link): (&BTreeSet<&str>, &BTreeSet<&str>),
+        syncer: &Syncer,
         progress: &dyn Progress,
     ) -> Result<(), CheckpointError> {
         progress.stage("copying", self.items.iter().map(Item::length).sum());
         for item in &self.items {
-            let to = self.temporary.join(&item.path);
+            let (from, to) = (from.join(&item.path), self.temporary.join(&item.path));
             if item.folder {
                 disk::create_dir(&to)?;
                 continue;
             }
-            let copy = tree::copy_file(item, &from.join(&item.path), &to, progress)?;
-            match item.path.to_str().filter(|name| touched.contains(name)) {
-                Some(name) => drop(self.open.insert(name.to_owned(), copy)),
+            let named = |names: &BTreeSet<&str>| item.path.to_str().filter(|name| names.contains(name));
+            if let Some(name) = named(to_link)
+                && tree::link_file(item, &from, &to)?
+            {
+                self.linked.push(name.to_owned());
+                progress.advance(item.length());
+                continue;
+            }
+            let copy = tree::copy_file(item, (&from, &to), syncer, progress)?;
+            match named(touched) {
+                Some(name) => {
+                    // The rows are yet to come, but all around them need not wait for them.
+                    syncer.sync_early(&copy, &to);
+                    self.open.insert(name.to_owned(), copy);
+                }
                 None => {
                     tree::copy_mode(item, &to)?;
-                    disk::sync(&copy, &to)?;
+                    syncer.sync(&copy, &to)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// The shards that are hard links to the source's, ascending.
+    pub fn linked(&self) -> &[String] {
+        &self.linked
     }
 
     /// Where the copy is being built.
@@ -124,7 +163,8 @@ impl Staged {
         }
     }
 
-    /// Forces the written shards to the disk, so that what is read back is what will be there.
+    /// Forces the written shards to the disk, so that what is read back is what will be there. May run on a thread of
+    /// its own beside the reading, if nothing else is done to the copy until both are over.
     pub fn sync_shards(&self) -> Result<(), CheckpointError> {
         self.open.iter().try_for_each(|(name, file)| disk::sync(file, &self.temporary.join(name)))
     }
@@ -150,6 +190,7 @@ impl Staged {
     /// # Errors
     /// The place was taken meanwhile, or the system refused; the copy is then removed.
     pub fn commit(mut self) -> Result<(), CheckpointError> {
+        self.syncer.take().map_or(Ok(()), Syncer::finish)?;
         for item in self.items.iter().rev() {
             let path = self.temporary.join(&item.path);
             // A removed record is listed but gone.

@@ -265,6 +265,7 @@ fn hint_of_checkpoint(error: &CheckpointError) -> Option<&'static str> {
         CheckpointError::Untidy { .. } => Some("`nestpatch status DIR` removes what is left"),
         CheckpointError::TwoLayouts { .. } => Some("remove the one that is stale"),
         CheckpointError::NoWeights { .. } => Some("only safetensors checkpoints can be patched"),
+        CheckpointError::LinkedFolder { .. } => Some("put the folder itself in its place, or remove the link"),
         CheckpointError::Unsupported { what, .. } if what.contains("link") => {
             Some("write to a new folder with -o instead")
         }

@@ -7,7 +7,7 @@ use std::path::Path;
 use super::{Contents, PatchError};
 use crate::checkpoint::{
     BindError, BoundBase, Cells, Changer, Checkpoint, Depth, Digests, Intent, Mismatch, MismatchKind, Progress, Side,
-    Sides, Staged, TensorInfo, compare,
+    Sides, Staged, TensorInfo, Untouched, compare,
 };
 use crate::digest::Blake3;
 use crate::fold::{FoldError, fold_row, unfold_row};
@@ -63,7 +63,7 @@ impl Rewrite<'_> {
     ) -> Result<Outcome, PatchError> {
         let checkpoint = self.bound.checkpoint();
         let outcome = self.plan(|_, _, _| Ok(()))?;
-        let staged = Staged::begin(checkpoint, out, self.bound.tensors(), progress)?;
+        let staged = Staged::begin(checkpoint, out, self.bound.tensors(), Untouched::Copy, progress)?;
         self.perform(|row, new| Ok(staged.write(checkpoint, row.tensor, row.cells, new)?))?;
         staged.sync_shards()?;
         let copy = Checkpoint::open(staged.path())?;
