@@ -76,7 +76,8 @@ fn a_single_file_and_a_hub_snapshot_open_too() {
 
 #[test]
 fn a_weight_file_that_changes_after_it_was_opened_is_noticed() {
-    let changes: [(fn(&Path), &str); 5] = [
+    type Change = fn(&Path);
+    let changes: [(Change, &str); 5] = [
         (|path| fs::write(path, [0; 3]).unwrap(), "bytes, found 3"),
         (|path| touch(path, 1), "written to after it was opened"),
         (|path| touch(path, -1), "written to after it was opened"),

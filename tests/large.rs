@@ -9,10 +9,11 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use nestpatch::checkpoint::{BoundBase, Checkpoint, Side};
+use nestpatch::checkpoint::{Checkpoint, Depth};
 use nestpatch::format::{Deltas, Edit, EditParts, Edits, Layout};
-use nestpatch::patch::apply::{Target, apply};
-use nestpatch::patch::revert::{newest, revert};
+use nestpatch::patch::apply::{Options, Target, apply};
+use nestpatch::patch::bind::{Accept, bind};
+use nestpatch::patch::revert::{Which, find, revert};
 use nestpatch::patch::verify::verify;
 use nestpatch::tensor::{Dtype, Shape, TensorName};
 use rustix::fs::{SeekFrom, seek};
@@ -143,18 +144,17 @@ fn there_and_back(sparse: &Sparse, edits: Vec<Edit>) {
         before.keys().chain(after.keys()).filter(changed).filter(|place| !touched.contains(place)).collect();
     assert!(outside.is_empty(), "changed outside the touched vectors: {outside:?}");
     let checkpoint = Checkpoint::open(&dir).unwrap();
-    let applied = newest(&checkpoint).unwrap();
-    let bound = applied.bind(&checkpoint, &()).unwrap();
-    revert(&applied, &bound, Target::InPlace, &()).unwrap();
+    let applied = find(&checkpoint, Which::Newest, None).unwrap();
+    let bound = applied.bind(&checkpoint, Depth::Rows, false, &()).unwrap();
+    revert(&bound, Target::InPlace, Depth::Rows, &()).unwrap();
     assert!(sparse.bytes() == before);
     assert_eq!(fs::metadata(dir.join(SHARD)).unwrap().len(), sparse.length);
 }
 
 fn apply_in_place(patch: &nestpatch::patch::VerifiedPatch, dir: &Path) {
     let checkpoint = Checkpoint::open(dir).unwrap();
-    let contents = patch.contents();
-    let bound = BoundBase::exact(&checkpoint, &contents.manifest, &contents.edits, Side::Base, &()).unwrap();
-    apply(patch, &bound, Target::InPlace, &()).unwrap();
+    let bound = bind(patch, &checkpoint, &Accept::exact().comparing(Depth::Rows), &()).unwrap();
+    apply(patch, &bound, Options { check: Depth::Rows, ..Options::new(Target::InPlace) }, &()).unwrap();
 }
 
 /// A tensor of `bytes` bytes in rows of `columns`: the first row, the last two, and those at the boundaries.

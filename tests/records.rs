@@ -190,6 +190,30 @@ fn what_lies_around_the_rows_counts_where_it_is_looked_at() {
     assert!(snapshot(&dir.join("base")) == edited);
 }
 
+/// Shards that a patch does not touch are one file with the original's, and are safe from later changes in place.
+#[test]
+fn untouched_shards_are_linked_on_request() {
+    use std::os::unix::fs::MetadataExt;
+    let world = world();
+    let dir = world.path();
+    let before = snapshot(&dir.join("base"));
+    fs::write(dir.join("1.nestpatch"), patch_of_rows(dir, 1, &[0, 3])).unwrap();
+    let apply = ["apply", "1.nestpatch", "base", "--key", "key.pub", "--link"];
+    assert_eq!(run(dir, &[&apply[..], &["--in-place"]].concat()).code, Some(2));
+    succeeds(dir, &[&apply[..], &["-o", "out"]].concat());
+    let touched = place(&dir.join("base"), 0).0.file_name().unwrap().to_owned();
+    let shards = before.keys().filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
+    for shard in shards {
+        let links = fs::metadata(dir.join("out").join(shard)).unwrap().nlink();
+        assert_eq!(links, if shard.as_os_str() == touched { 1 } else { 2 }, "{shard:?}");
+    }
+    assert!(snapshot(&dir.join("base")) == before);
+    succeeds(dir, &["revert", "out", "-o", "back", "--link"]);
+    assert!(snapshot(&dir.join("back")) == before);
+    let all = ["apply", "p.nestpatch", "back", "--key", "key.pub", "--in-place"];
+    fails(dir, &all, 6, &["another hard link", "-o"]);
+}
+
 #[test]
 fn another_base_takes_the_publishers_word_or_a_reason() {
     let world = world();

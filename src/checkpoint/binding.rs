@@ -111,6 +111,7 @@ impl<'c> BoundBase<'c> {
         progress: &dyn Progress,
     ) -> Result<Self, BindError> {
         let tensors = compare(checkpoint, edits, &sides, side, depth, progress)?;
+        checkpoint.check_unchanged()?;
         Ok(Self { checkpoint, tensors, sides, side, level, depth })
     }
 

@@ -11,9 +11,9 @@ use super::output::{Output, bytes, count, fields, grouped};
 use super::passphrase::signing_key;
 use super::progress::Bars;
 use super::trusted::Trusted;
-use crate::checkpoint::{Checkpoint, Depth, check_target, config_differences};
+use crate::checkpoint::{Checkpoint, Depth, config_differences};
 use crate::format::Level;
-use crate::patch::apply::{Applied, Options, Target, apply, dry_run};
+use crate::patch::apply::{Applied, Options, apply, dry_run};
 use crate::patch::bind::{Accept, bind};
 use crate::patch::record::SignedBy;
 
@@ -72,9 +72,6 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
     } else {
         destination.open(&arguments.checkpoint)?
     };
-    if let Target::NewFolder(out) = target {
-        check_target(&checkpoint, out)?;
-    }
     let before = arguments.dry_run || binding.level != Level::Exact;
     let accept = Accept {
         level: binding.level.clone(),

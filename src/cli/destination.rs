@@ -14,6 +14,10 @@ use crate::patch::apply::Target;
 pub(super) struct Destination {
     #[command(flatten)]
     place: Place,
+    /// With -o, make shards without touched rows hard links to the checkpoint's, where the file system can. They take no
+    /// time and no space, and are one file with the original: do not write into them.
+    #[arg(long, conflicts_with = "in_place")]
+    link: bool,
     #[command(flatten)]
     compared: Compared,
 }
@@ -51,32 +55,30 @@ fn depth() -> impl TypedValueParser<Value = Depth> {
 
 impl Destination {
     pub(super) fn target(&self) -> Target<'_> {
-        self.place.output.as_deref().map_or(Target::InPlace, Target::NewFolder)
+        match &self.place.output {
+            None => Target::InPlace,
+            Some(out) if self.link => Target::LinkedFolder(out),
+            Some(out) => Target::NewFolder(out),
+        }
     }
 
     /// How much is compared: unless said otherwise all of the touched tensors where they are copied anyway, and only
     /// the rows where nothing else need be read.
     pub(super) fn depth(&self) -> Depth {
-        self.compared.check.unwrap_or(match self.target() {
-            Target::NewFolder(_) => Depth::Tensors,
-            Target::InPlace => Depth::Rows,
-        })
+        self.compared.check.unwrap_or(if self.place.in_place { Depth::Rows } else { Depth::Tensors })
     }
 
     /// How much is compared before the change: whole tensors are where they are not read afterwards anyway.
     pub(super) fn depth_before(&self) -> Depth {
-        match self.target() {
-            Target::NewFolder(_) => Depth::Rows,
-            Target::InPlace => self.depth(),
-        }
+        if self.place.in_place { self.depth() } else { Depth::Rows }
     }
 
     /// Opens the checkpoint for a change: what can be refused at once is, and a change in place has it to itself.
     pub(super) fn open(&self, dir: &Path) -> Result<Checkpoint, Failure> {
         let checkpoint = open_checkpoint(dir)?;
-        match self.target() {
-            Target::NewFolder(out) => drop(check_target(&checkpoint, out)?),
-            Target::InPlace => checkpoint.lock_for_change()?,
+        match &self.place.output {
+            Some(out) => drop(check_target(&checkpoint, out)?),
+            None => checkpoint.lock_for_change()?,
         }
         Ok(checkpoint)
     }

@@ -14,7 +14,7 @@ use super::rewrite::{Outcome, Rewrite};
 use super::status::{Status, status};
 use super::{Contents, PatchError, VerifiedPatch};
 use crate::checkpoint::{
-    Checkpoint, Depth, Intent, Progress, STATE_FOLDER, Side, check_target, copied_bytes, free_bytes,
+    Checkpoint, Depth, Intent, Progress, STATE_FOLDER, Side, Untouched, check_target, copied_bytes, free_bytes,
 };
 use crate::digest::{Blake3, Sha256};
 use crate::format::residual::{Residual, ResidualBuilder};
@@ -27,8 +27,21 @@ use crate::trust::SecretKey;
 pub enum Target<'a> {
     /// A new folder; everything in the checkpoint's folder comes along.
     NewFolder(&'a Path),
+    /// The same, but that shards without touched rows become hard links to the checkpoint's, where that can be.
+    LinkedFolder(&'a Path),
     /// Where it lies, under a rollback journal.
     InPlace,
+}
+
+impl<'a> Target<'a> {
+    /// The new folder, if there is one, and how untouched shards come there.
+    pub fn folder(self) -> Option<(&'a Path, Untouched)> {
+        match self {
+            Self::NewFolder(out) => Some((out, Untouched::Copy)),
+            Self::LinkedFolder(out) => Some((out, Untouched::Link)),
+            Self::InPlace => None,
+        }
+    }
 }
 
 /// How a patch is to be applied.
@@ -118,13 +131,13 @@ pub fn apply(
     let note = Note { patch, bound, options, number: applied.record, kept };
     let left = BTreeSet::new();
     let rewrite = Rewrite { bound: &bound.base, contents, residual: &residual, left: &left, check: options.check };
-    let outcome = match options.target {
-        Target::NewFolder(out) => rewrite.to_new_folder(
-            out,
+    let outcome = match options.target.folder() {
+        Some(folder) => rewrite.to_new_folder(
+            folder,
             |staged, outcome| note.write(outcome, |name, bytes| Ok(staged.add_state(name, bytes)?)),
             progress,
         )?,
-        Target::InPlace => {
+        None => {
             let (verb, patch) = ("apply", contents.id().to_string());
             let intent = Intent { verb, patch, created: note.files(), obsolete: vec![] };
             rewrite.in_place(
@@ -206,9 +219,9 @@ fn plan(patch: &VerifiedPatch, bound: &Bound<'_>, options: Options<'_>) -> Resul
     contents.require_understood()?;
     let touched = contents.edits.touched_bytes();
     let records = contents.bytes().len() as u64;
-    let (output, needed, place) = match options.target {
-        Target::NewFolder(out) => (out, copied_bytes(checkpoint)?, check_target(checkpoint, out)?),
-        Target::InPlace => {
+    let (output, needed, place) = match options.target.folder() {
+        Some((out, _)) => (out, copied_bytes(checkpoint)?, check_target(checkpoint, out)?),
+        None => {
             checkpoint.check_change_in_place(bound.base.tensors())?;
             (checkpoint.dir(), touched + touched / 32, checkpoint.dir().to_owned())
         }

@@ -277,19 +277,19 @@ pub fn revert(
         None => vec![],
     };
     let rewrite = Rewrite { bound: &bound.base, contents, residual, left: &bound.left, check };
-    let (output, outcome) = match target {
-        Target::NewFolder(out) => {
-            let outcome = rewrite.to_new_folder(out, |staged, _| Ok(staged.remove_state(&obsolete)?), progress)?;
-            (out, outcome)
+    let (output, outcome) = match target.folder() {
+        Some(folder) => {
+            let outcome = rewrite.to_new_folder(folder, |staged, _| Ok(staged.remove_state(&obsolete)?), progress)?;
+            (folder.0, outcome)
         }
-        Target::InPlace => {
+        None => {
             let (patch, created) = (contents.id().to_string(), vec![]);
             let intent = Intent { verb: "revert", patch, created, obsolete };
             (checkpoint.dir(), rewrite.in_place(&intent, |_, _| Ok(()), progress)?)
         }
     };
     let before = records(checkpoint.dir())?.len();
-    let removed = usize::from(record.is_some() && !matches!(target, Target::InPlace));
+    let removed = usize::from(record.is_some() && target.folder().is_some());
     Ok(Reverted {
         patch: contents.id(),
         name: contents.manifest.name.clone(),

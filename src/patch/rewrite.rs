@@ -57,15 +57,16 @@ impl Rewrite<'_> {
     /// before it is put in its place.
     pub(super) fn to_new_folder(
         &self,
-        out: &Path,
+        (out, untouched): (&Path, Untouched),
         finish: impl FnOnce(&Staged, &Outcome) -> Result<(), PatchError>,
         progress: &dyn Progress,
     ) -> Result<Outcome, PatchError> {
         let checkpoint = self.bound.checkpoint();
         let outcome = self.plan(|_, _, _| Ok(()))?;
-        let staged = Staged::begin(checkpoint, out, self.bound.tensors(), Untouched::Copy, progress)?;
+        let staged = Staged::begin(checkpoint, out, self.bound.tensors(), untouched, progress)?;
         self.perform(|row, new| Ok(staged.write(checkpoint, row.tensor, row.cells, new)?))?;
         staged.sync_shards()?;
+        checkpoint.check_unchanged()?;
         let copy = Checkpoint::open(staged.path())?;
         self.check(&copy, &outcome, progress).map_err(|error| self.blame_source(error, progress))?;
         drop(copy);
@@ -97,10 +98,12 @@ impl Rewrite<'_> {
             self.bound.tensors(),
             |saver| {
                 progress.stage("writing the journal", self.contents.edits.touched_bytes());
-                self.plan(|row, old, new| {
+                let outcome = self.plan(|row, old, new| {
                     progress.advance(row.cells.bytes() as u64);
                     Ok(saver.save(row.tensor, row.cells, old, new)?)
-                })
+                })?;
+                checkpoint.check_unchanged()?;
+                Ok(outcome)
             },
             |changer, outcome| {
                 self.perform(|row, new| Ok(changer.write(row.tensor, row.cells, new)?))?;
