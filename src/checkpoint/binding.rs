@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::mismatch::{BindError, Mismatch, MismatchKind, Side};
-use super::{Cells, Checkpoint, Progress, TensorInfo, in_parallel};
+use super::{Checkpoint, Progress, TensorInfo, Vector, in_parallel};
 use crate::digest::Blake3;
 use crate::format::binding::{RowsHasher, TensorHasher, architecture_value};
 use crate::format::{Edit, Edits, Level, Manifest};
@@ -193,12 +193,12 @@ impl Checkpoint {
 
     /// The binding digest of the touched rows, and the first entry that is not finite: (row, column).
     pub fn rows_digest(&self, tensor: &TensorInfo, edit: &Edit) -> Result<(Blake3, Option<(u32, usize)>), BindError> {
-        let (mut hasher, mut buffer, mut wrong) = (RowsHasher::new(edit), Vec::new(), None);
-        for (row, span, _) in edit.changes() {
-            self.read_vector(tensor, Cells::new(span, edit.dtype().size()), &mut buffer)?;
-            hasher.update(&buffer);
-            wrong = wrong.or_else(|| Some((row, first_not_finite(edit.dtype(), &buffer)?)));
-        }
+        let (mut hasher, mut wrong) = (RowsHasher::new(edit), None);
+        self.each_vector(tensor, edit, |Vector { row, .. }, bytes| {
+            hasher.update(bytes);
+            wrong = wrong.or_else(|| Some((row, first_not_finite(edit.dtype(), bytes)?)));
+            Ok::<_, BindError>(())
+        })?;
         Ok((hasher.finish()?, wrong))
     }
 

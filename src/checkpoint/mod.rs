@@ -36,7 +36,7 @@ pub use in_place::{Changer, Intent, Recovery, Saver, is_interrupted, recover};
 pub(crate) use layout::read_bounded;
 pub use mismatch::{BindError, Mismatch, MismatchKind, Side};
 pub use progress::Progress;
-pub use rows::Cells;
+pub use rows::{Cells, Vector};
 pub use staged::{Staged, Untouched, check_target, copied_bytes};
 pub use stream::in_parallel;
 

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::{Checkpoint, CheckpointError, TensorInfo, disk};
+use crate::format::Edit;
 use crate::format::edit::Span;
 
 /// Where a vector's bytes lie in its tensor: `count` pieces of `size` bytes, `stride` bytes from one to the next.
@@ -79,6 +80,86 @@ impl Checkpoint {
         let mut parts = cells.offsets().zip(buffer.chunks_exact_mut(cells.size));
         parts.try_for_each(|(offset, part)| self.read_at(tensor, offset, part))
     }
+}
+
+/// Bytes of vectors that are held at a time where they lie scattered.
+const BATCH: usize = 4 << 20;
+
+impl Checkpoint {
+    /// Passes each vector that an edit touches to `visit`, gathered, in the order of its rows.
+    ///
+    /// Columns are read many at a time: each stretch of a matrix row that holds cells of several is read once.
+    ///
+    /// # Errors
+    /// A vector lies outside the tensor, or reading fails; those of `visit`.
+    pub fn each_vector<E: From<CheckpointError>>(
+        &self,
+        tensor: &TensorInfo,
+        edit: &Edit,
+        mut visit: impl FnMut(Vector<'_>, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let vector = |(row, span, delta)| Vector { row, cells: Cells::new(span, edit.dtype().size()), delta };
+        let mut vectors = edit.changes().map(vector).peekable();
+        let (mut batch, mut gathered, mut buffer) = (Vec::new(), Vec::new(), Vec::new());
+        let most = (BATCH / edit.row_bytes().max(1)).max(1);
+        while let Some(first) = vectors.next() {
+            if first.cells.count <= 1 {
+                self.read_vector(tensor, first.cells, &mut buffer)?;
+                visit(first, &buffer)?;
+                continue;
+            }
+            batch.clear();
+            batch.push(first);
+            let same_row =
+                |next: &Vector<'_>| next.cells.offset < first.cells.offset.saturating_add(first.cells.stride);
+            while let Some(next) = vectors.next_if(|next| batch.len() < most && same_row(next)) {
+                batch.push(next);
+            }
+            self.read_columns(tensor, &batch, &mut gathered)?;
+            for (vector, bytes) in batch.iter().zip(gathered.chunks_exact(edit.row_bytes())) {
+                visit(*vector, bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads vectors of one matrix whose cells lie in the same rows of it, one vector after the other.
+    fn read_columns(
+        &self,
+        tensor: &TensorInfo,
+        columns: &[Vector<'_>],
+        gathered: &mut Vec<u8>,
+    ) -> Result<(), CheckpointError> {
+        let (Some(first), Some(last)) = (columns.first(), columns.last()) else { return Ok(()) };
+        let (first, last) = (first.cells, last.cells);
+        if !last.fits(tensor.length) {
+            return Err(self.out_of_bounds(tensor, format!("a vector at byte {}", last.offset)));
+        }
+        gathered.resize(columns.len() * first.bytes(), 0);
+        let mut stretch = vec![0; (last.offset - first.offset) as usize + first.size];
+        for (step, offset) in first.offsets().enumerate() {
+            self.read_at(tensor, offset, &mut stretch)?;
+            for (column, vector) in columns.iter().zip(gathered.chunks_exact_mut(first.bytes())) {
+                let (from, to) = ((column.cells.offset - first.offset) as usize, step * first.size);
+                let cell = (stretch.get(from..from + first.size), vector.get_mut(to..to + first.size));
+                if let (Some(from), Some(to)) = cell {
+                    to.copy_from_slice(from);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One vector that an edit touches.
+#[derive(Debug, Clone, Copy)]
+pub struct Vector<'e> {
+    /// Its row, in the words of the format: a row or a column of the tensor.
+    pub row: u32,
+    /// Where it lies.
+    pub cells: Cells,
+    /// What is added to it.
+    pub delta: &'e [f32],
 }
 
 /// Writes one gathered vector of a tensor into an open shard.

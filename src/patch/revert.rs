@@ -12,8 +12,8 @@ use super::status::overlap;
 use super::verify::verify;
 use super::{Contents, MAX_FILE_BYTES, PatchError, VerifiedPatch};
 use crate::checkpoint::{
-    BindError, BoundBase, Cells, Checkpoint, Depth, Digests, Intent, Mismatch, MismatchKind, Progress, STATE_FOLDER,
-    Side, Sides, read_bounded,
+    BindError, BoundBase, Checkpoint, Depth, Digests, Intent, Mismatch, MismatchKind, Progress, STATE_FOLDER, Side,
+    Sides, Vector, read_bounded,
 };
 use crate::digest::{Blake3, Sha256};
 use crate::format::residual::Residual;
@@ -178,15 +178,14 @@ pub(super) fn edited_rows(
     edits: &Edits,
     marks: &[u8],
 ) -> Result<BTreeSet<(usize, u32)>, PatchError> {
-    let (mut marks, mut edited, mut buffer) = (marks.chunks_exact(MARK), BTreeSet::new(), Vec::new());
+    let (mut marks, mut edited) = (marks.chunks_exact(MARK), BTreeSet::new());
     for (number, edit) in edits.iter().enumerate() {
-        let tensor = checkpoint.tensor(edit.tensor())?;
-        for (row, span, _) in edit.changes() {
-            checkpoint.read_vector(tensor, Cells::new(span, edit.dtype().size()), &mut buffer)?;
-            if marks.next() != Some(mark(&buffer).as_slice()) {
+        checkpoint.each_vector(checkpoint.tensor(edit.tensor())?, edit, |Vector { row, .. }, bytes| {
+            if marks.next() != Some(mark(bytes).as_slice()) {
                 edited.insert((number, row));
             }
-        }
+            Ok::<_, PatchError>(())
+        })?;
     }
     Ok(edited)
 }

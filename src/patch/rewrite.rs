@@ -7,7 +7,7 @@ use std::path::Path;
 use super::{Contents, PatchError};
 use crate::checkpoint::{
     BindError, BoundBase, Cells, Changer, Checkpoint, Depth, Digests, Intent, Mismatch, MismatchKind, Progress, Side,
-    Sides, Staged, TensorInfo, Untouched, compare,
+    Sides, Staged, TensorInfo, Untouched, Vector, compare,
 };
 use crate::digest::Blake3;
 use crate::fold::{FoldError, fold_row, unfold_row};
@@ -167,18 +167,16 @@ impl Rewrite<'_> {
         edit: &Edit,
         mut work: impl FnMut(&Row<'_>, &[u8], &mut Vec<u8>) -> Result<(), PatchError>,
     ) -> Result<(), PatchError> {
-        let (checkpoint, mut old, mut new) = (self.bound.checkpoint(), Vec::new(), Vec::new());
-        let tensor = checkpoint.tensor(edit.tensor())?;
+        let checkpoint = self.bound.checkpoint();
+        let (tensor, mut new) = (checkpoint.tensor(edit.tensor())?, Vec::new());
         let mut residuals = self.residual.rows(number, edit);
-        for (index, span, delta) in edit.changes() {
-            let cells = Cells::new(span, edit.dtype().size());
-            let left = self.left.contains(&(number, index));
-            let row = Row { edit, tensor, index, cells, delta, residual: residuals.next(), left };
-            checkpoint.read_vector(tensor, cells, &mut old)?;
-            new.clone_from(&old);
-            work(&row, &old, &mut new)?;
-        }
-        Ok(())
+        checkpoint.each_vector(tensor, edit, |Vector { row, cells, delta }, old| {
+            let left = self.left.contains(&(number, row));
+            let row = Row { edit, tensor, index: row, cells, delta, residual: residuals.next(), left };
+            new.clear();
+            new.extend_from_slice(old);
+            work(&row, old, &mut new)
+        })
     }
 
     /// What was read is still what was bound, and what it becomes is what was signed.
