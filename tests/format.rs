@@ -393,23 +393,23 @@ fn later_sections_are_listed_and_critical_ones_stop_apply() {
         assert_eq!(Payload::read(&manifest, container.payload()).unwrap().edits, tiny().edits);
         (manifest.sections.len(), manifest.not_understood())
     };
-    assert_eq!(verify(&with_section("sketch", false, "raw")), (4, vec![]));
-    assert_eq!(verify(&with_section("sketch", false, "brotli")), (4, vec![]));
-    let (_, missing) = verify(&with_section("sketch", true, "raw"));
-    assert_eq!(missing, ["critical section \"sketch\" of kind \"sketch\", codec \"raw\""]);
+    assert_eq!(verify(&with_section("later", false, "raw")), (4, vec![]));
+    assert_eq!(verify(&with_section("later", false, "brotli")), (4, vec![]));
+    let (_, missing) = verify(&with_section("later", true, "raw"));
+    assert_eq!(missing, ["critical section \"later\" of kind \"later\", codec \"raw\""]);
 }
 
 #[test]
 fn later_members_are_kept_and_later_rules_stop_apply() {
     let file = resigned(|m| {
         m["predicate"]["audit"] = json!({"by": "someone"});
-        m["predicate"]["base"]["descendant"] = json!({"section": "sketch"});
+        m["predicate"]["base"]["descendant"] = json!({"section": "later"});
         m["predicate"]["requires"] = json!(["quorum"]);
         m["later"] = 1.into();
     });
     let manifest = trust::verify(&Container::parse(&file).unwrap(), &policy(&[1])).unwrap();
     assert_eq!(manifest.extensions["audit"], json!({"by": "someone"}));
-    assert_eq!(manifest.base.extensions["descendant"], json!({"section": "sketch"}));
+    assert_eq!(manifest.base.extensions["descendant"], json!({"section": "later"}));
     assert_eq!(manifest.not_understood(), ["rule \"quorum\""]);
     let mut levels = manifest.base.clone();
     levels.levels.push(Level::Other("cousin".to_owned()));
@@ -449,7 +449,7 @@ fn the_golden_patch_still_reads() {
     let manifest = trust::verify(&container, &policy(&[1])).unwrap();
     let payload = Payload::read(&manifest, container.payload()).unwrap();
     let world = tiny();
-    assert_eq!(payload, Payload { edits: world.edits.clone(), residual: Some(world.residual.clone()) });
+    assert_eq!(payload, Payload { edits: world.edits.clone(), residual: Some(world.residual.clone()), sketch: None });
     assert_eq!(manifest.content_root.to_string(), CONTENT_ROOT);
     // Compressed bytes may change with the compressor; everything else is fixed.
     let now = assemble(&world);
@@ -554,7 +554,7 @@ proptest! {
         let world = world(vec![edits.0, edits.1, edits.2]);
         let file = sign(&assemble(&world), &[1]);
         let payload = read(&file, &policy(&[1])).unwrap();
-        prop_assert_eq!(payload, Payload { edits: world.edits, residual: Some(world.residual) });
+        prop_assert_eq!(payload, Payload { edits: world.edits, residual: Some(world.residual), sketch: None });
     }
 
     #[test]

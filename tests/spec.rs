@@ -9,8 +9,11 @@ use nestpatch::format::binding::{ROWS_CONTEXT, TENSOR_CONTEXT};
 use nestpatch::format::container::{Container, HEADER_BYTES, MAGIC, PAYLOAD_TYPE};
 use nestpatch::format::manifest::{CONTENT_ROOT_CONTEXT, PREDICATE_TYPE, STATEMENT_TYPE};
 use nestpatch::format::residual::LANES;
+use nestpatch::format::sketch::{PROJECTIONS, SIGNS_CONTEXT};
 use nestpatch::format::status_feed::{FEED_ENTRIES_CONTEXT, FEED_PREDICATE_TYPE};
-use nestpatch::format::{Deltas, Edit, EditParts, Edits, Layout, Manifest, ResidualBuilder, limits};
+use nestpatch::format::{
+    Deltas, Edit, EditParts, Edits, Layout, Manifest, ResidualBuilder, Sketch, TensorSketcher, limits,
+};
 use nestpatch::tensor::{Dtype, Shape, TensorName};
 use nestpatch::trust::{Policy, Role, SecretKey};
 
@@ -63,6 +66,7 @@ fn limits_are_those_of_the_code() {
         ("EDITS", limits::MAX_EDITS as u64),
         ("ROWS", limits::MAX_ROWS as u64),
         ("COLS", limits::MAX_COLS as u64),
+        ("TOLERANCE", limits::MAX_TOLERANCE.into()),
         ("ENVELOPE_BYTES", limits::MAX_ENVELOPE_BYTES as u64),
         ("FEED_ENTRIES", limits::MAX_FEED_ENTRIES as u64),
         ("REASON_BYTES", limits::MAX_REASON_BYTES as u64),
@@ -75,7 +79,7 @@ fn limits_are_those_of_the_code() {
 
 #[test]
 fn names_and_domains_are_those_of_the_code() {
-    for text in [STATEMENT_TYPE, PREDICATE_TYPE, CONTENT_ROOT_CONTEXT, TENSOR_CONTEXT, ROWS_CONTEXT] {
+    for text in [STATEMENT_TYPE, PREDICATE_TYPE, CONTENT_ROOT_CONTEXT, TENSOR_CONTEXT, ROWS_CONTEXT, SIGNS_CONTEXT] {
         assert_eq!(SPEC.matches(text).count(), 1, "{text}");
     }
     assert!(SPEC.contains(&format!("\"DSSEv1 {} {PAYLOAD_TYPE} \"", PAYLOAD_TYPE.len())));
@@ -142,4 +146,32 @@ fn the_fold_example_is_as_described() {
     let counts: Vec<u8> = bytes[2..].iter().step_by(2).copied().collect();
     assert_eq!(counts.iter().position(|count| *count == 1), Some(3));
     assert!(SPEC.contains(&format!("for each of {LANES} lanes")));
+}
+
+#[test]
+fn the_sketch_example_is_as_described() {
+    assert!(
+        SPEC.contains("3f80 4000 4080 4100 (1, 2, 4, 8)")
+            && SPEC.contains("the distance is 0.0625 / 9.219544410705566")
+    );
+    assert!(SPEC.contains(&format!("{PROJECTIONS} x f32  projections")));
+    let edit = EditParts {
+        tensor: TensorName::new("w").unwrap(),
+        dtype: Dtype::Bf16,
+        shape: Shape::new([1, 4]).unwrap(),
+        layout: Layout::Rows,
+        rows: vec![0],
+        clusters: vec![0],
+        deltas: Deltas::new(Dtype::Bf16, 4, vec![1.0; 4]).unwrap(),
+    };
+    let edits = Edits::new(vec![Edit::new(edit).unwrap()]).unwrap();
+    let sketch = |row: [u16; 4]| {
+        let mut sketcher = TensorSketcher::new(edits.iter().next().unwrap());
+        sketcher.push(&row.map(u16::to_le_bytes).concat()).unwrap();
+        sketcher.finish().unwrap()
+    };
+    let base = sketch([0x3f80, 0x4000, 0x4080, 0x4100]);
+    assert_eq!(base.distance(&sketch([0x3f80, 0x4000, 0x4080, 0x4101])), 0.0625 / 9.219544410705566);
+    let content = Sketch::new(&edits, "0.05".parse().unwrap(), vec![base]).unwrap().to_bytes();
+    assert_eq!(after("sketch       "), hex(&content));
 }

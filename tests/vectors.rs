@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use nestpatch::checkpoint::{Checkpoint, Depth, config_differences};
+use nestpatch::checkpoint::{Checkpoint, Depth, config_differences, distances};
 use nestpatch::patch::PatchError;
 use nestpatch::patch::apply::{Options, Target, apply};
 use nestpatch::patch::bind::{Accept, bind};
@@ -89,11 +89,18 @@ fn apply_and_revert(patch: &VerifiedPatch, base: &Path) -> Result<(), PatchError
     Ok(())
 }
 
-/// The level `architecture`: what the library says differs, and whether the publisher permits the level.
-fn matches_architecture(patch: &VerifiedPatch, base: &Path) -> bool {
-    let manifest = &patch.contents().manifest;
-    let permitted = manifest.base.levels.iter().any(|level| level.as_str() == "architecture");
-    permitted && config_differences(&Checkpoint::open(base).unwrap(), manifest).is_empty()
+/// A level but `exact`: whether the publisher permits it, and what the library says differs.
+fn matches(patch: &VerifiedPatch, level: &str, base: &Path) -> bool {
+    let (contents, checkpoint) = (patch.contents(), Checkpoint::open(base).unwrap());
+    let permitted = contents.manifest.base.levels.iter().any(|permitted| permitted.as_str() == level);
+    let near = || {
+        let sketch = contents.sketch.as_ref()?;
+        let found = distances(&checkpoint, &contents.edits, sketch).ok()?;
+        assert_eq!(found.len(), contents.edits.len());
+        Some(found.iter().all(|tensor| sketch.tolerance().permits(tensor.distance)))
+    };
+    let same_config = config_differences(&checkpoint, &contents.manifest).is_empty();
+    permitted && same_config && (level == "architecture" || near().unwrap_or(false))
 }
 
 /// What the library makes of a vector, in the words of the index: the class, or what is refused after verifying.
@@ -105,8 +112,8 @@ fn outcome(vector: &Vector) -> String {
         Err(error) => return class_of(&error).to_owned(),
     };
     let Some(base) = vector.base.as_ref().map(|base| folder().join("bases").join(base)) else { return "ok".to_owned() };
-    if vector.level.is_some() {
-        return if matches_architecture(&patch, &base) { "ok" } else { "base" }.to_owned();
+    if let Some(level) = &vector.level {
+        return if matches(&patch, level, &base) { "ok" } else { "base" }.to_owned();
     }
     match apply_and_revert(&patch, &base) {
         Ok(()) => "ok".to_owned(),

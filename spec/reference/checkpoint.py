@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from container import require
+from container import Refused, require
 from manifest import compact
 from payload import Edit, Payload, Words, fold, unfold
 
@@ -55,6 +55,17 @@ def check_architecture(checkpoint: Checkpoint, architecture: dict[str, Any]) -> 
         found = config_text(place.get(key))
         require(found == expected, "base", f"config {key}: {expected} expected, {found} found")
 
+def check_distances(payload: Payload, tensors: list[Words]) -> None:
+    """Level `descendant`: the touched rows of each tensor, against the sketch."""
+    sketch = payload.sketch
+    if sketch is None:
+        raise Refused("base", "no sketch that this reader knows")
+    for n, (edit, tensor) in enumerate(zip(payload.edits, tensors, strict=True)):
+        rows = tensor[edit.elements()]
+        require(edit.dtype.is_finite(rows), "base", f"{edit.name}: a touched row has a NaN or an infinity")
+        found = sketch.distance(n, edit, rows)
+        require(found <= sketch.tolerance / 1e6, "base", f"{edit.name}: {found} from the base's rows, too far")
+
 def change(verb: str, checkpoint: Checkpoint, predicate: Any, payload: Payload, level: str = "exact") -> None:
     """Sections 7 and 8, in memory: `apply` folds the patch in, `revert` takes it back."""
     require(not payload.refusals, "refuse", "; ".join(payload.refusals))
@@ -63,9 +74,11 @@ def change(verb: str, checkpoint: Checkpoint, predicate: Any, payload: Payload, 
     if level == "exact":
         check_tensors(payload.edits, tensors, predicate["base" if verb == "apply" else "result"])
     else:
-        permitted = level in predicate["base"]["levels"] and level == "architecture" and verb == "apply"
+        permitted = level in predicate["base"]["levels"] and level in ("architecture", "descendant") and verb == "apply"
         require(permitted, "base", f"the publisher does not permit {level}")
         check_architecture(checkpoint, predicate["base"]["architecture"])
+    if level == "descendant":
+        check_distances(payload, tensors)
     for n, (edit, tensor, deltas) in enumerate(zip(payload.edits, tensors, payload.deltas, strict=True)):
         elements, of_rows = edit.elements(), deltas[edit.clusters]
         if verb == "apply":

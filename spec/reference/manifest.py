@@ -12,7 +12,7 @@ from container import Container, Refused, require, text
 
 MAX_JSON_DEPTH, MAX_JSON_MEMBERS, MAX_JSON_INTEGER = 16, 65536, 2**53
 MAX_LABEL_BYTES, MAX_EDITS, MAX_NAME_BYTES = 200, 32768, 512
-KNOWN_KINDS = {"rows": True, "deltas": True, "residual": False}  # kind: critical
+KNOWN_KINDS = {"rows": True, "deltas": True, "residual": False, "sketch": False}  # kind: critical
 MEMBERS = json.loads(Path(__file__).with_name("members.json").read_text("utf-8"))  # section 4.2's table
 
 def strict_json(data: bytes) -> Any:
@@ -128,6 +128,7 @@ def read_manifest(container: Container) -> dict[str, Any]:
     total = sum(line["stored"]["length"] for line in sections)
     require(total == len(container.payload), "manifest", f"stored: {total} bytes, payload: {len(container.payload)}")
     require("exact" in base["levels"], "manifest", "exact is not among base.levels")
+    require(("descendant" in base["levels"]) == ("sketch" in kinds), "manifest", "one of descendant and sketch alone")
     names = [tensor["name"] for tensor in base["tensors"]]
     require(names == sorted(set(names), key=str.encode), "manifest", "base.tensors: names are not strictly ascending")
     same = names == [tensor["name"] for tensor in predicate["result"]["tensors"]]

@@ -2,7 +2,7 @@
 import hashlib
 import re
 import struct
-from math import prod
+from math import inf, prod, sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,8 @@ from manifest import KNOWN_KINDS, MAX_EDITS, MAX_NAME_BYTES, is_line, is_shape
 
 MAX_ROWS_SECTION_BYTES, MAX_WINDOW, LANES = 160 << 20, 8 << 20, 15
 MAX_ROWS, MAX_COLS, MAX_TENSOR_ROWS = 1 << 24, 1 << 20, 1 << 32
+PROJECTIONS, MAX_TOLERANCE = 4, 1_000_000
+SIGNS = "nestpatch v1 2026-11-24 sketch signs"
 CODEC = re.compile(r"raw|zstd|(planes|float)([24])\+zstd")
 Words = NDArray[np.unsignedinteger[Any]]
 
@@ -178,6 +180,44 @@ def read_residual(content: bytes, edits: list[Edit]) -> Residual:
             lanes.append((of_rows, np.frombuffer(values, edit.dtype.words)))
     return residual
 
+def project(edit: Edit, rows: Words) -> NDArray[np.float32]:
+    """Section 6.4: the norm of an edit's rows, then each row's projections. Accumulating adds one after the other."""
+    values, totals = edit.dtype.to_f32(rows).astype(np.float64), []
+    for index, row in zip(edit.rows.tolist(), values):
+        seed = blake3(text(edit.name) + struct.pack("<I", index), derive_key_context=SIGNS)
+        stream = np.frombuffer(seed.digest(length=(edit.cols * PROJECTIONS + 7) // 8), np.uint8)
+        minus = np.unpackbits(stream, bitorder="little")[: edit.cols * PROJECTIONS].reshape(-1, PROJECTIONS)
+        signed = np.where(minus == 1, -row[:, None], row[:, None])
+        totals.append(np.add.accumulate(np.concatenate([np.zeros((1, PROJECTIONS)), signed]))[-1])
+    norm = np.sqrt(np.add.accumulate(values.ravel() ** 2)[-1])
+    with np.errstate(over="ignore"):
+        return np.concatenate([[norm], *totals]).astype(np.float32)
+
+class Sketch(NamedTuple):
+    """Section 6.4: what `project` gave of each edit's rows in the base."""
+    tolerance: int
+    numbers: list[NDArray[np.float32]]
+
+    def distance(self, n: int, edit: Edit, rows: Words) -> float:
+        """Section 8: of a touched tensor, whose rows in a checkpoint are these."""
+        norm, difference = float(self.numbers[n][0]), project(edit, rows).astype(np.float64) - self.numbers[n]
+        total = float(np.add.accumulate(difference[1:] ** 2)[-1])
+        if total == 0 or norm == 0:
+            return 0.0 if total == 0 else inf
+        return sqrt(total / PROJECTIONS) / norm
+
+def read_sketch(content: bytes, edits: list[Edit]) -> Sketch:
+    """Section 6.4."""
+    sizes = [1 + PROJECTIONS * len(edit.rows) for edit in edits]
+    require(len(content) == 4 + 4 * sum(sizes), "payload", "sketch: length")
+    tolerance = int.from_bytes(content[:4], "little")
+    require(1 <= tolerance <= MAX_TOLERANCE, "payload", f"sketch: a tolerance of {tolerance} millionths")
+    numbers = np.split(np.frombuffer(content[4:], "<f4"), np.cumsum(sizes)[:-1])
+    minus = [bits[0] >> 31 or (bits == 1 << 31).any() for bits in (part.view(np.uint32) for part in numbers)]
+    require(all(np.isfinite(part).all() for part in numbers), "payload", "sketch: not finite")
+    require(not any(minus), "payload", "sketch: a norm with a sign, or a negative zero")
+    return Sketch(tolerance, numbers)
+
 def fold(edit: Edit, old: Words, deltas: Words) -> Words:
     """Section 7: rows to new rows; one delta per row."""
     require(edit.dtype.is_finite(old), "base", f"{edit.name}: a touched row has a NaN or an infinity")
@@ -215,6 +255,7 @@ class Payload(NamedTuple):
     edits: list[Edit]
     deltas: list[Words]
     residual: Residual | None
+    sketch: Sketch | None
 
 def read_payload(container: Container, predicate: dict[str, Any]) -> Payload:
     """Section 9, step 4."""
@@ -235,11 +276,12 @@ def read_payload(container: Container, predicate: dict[str, Any]) -> Payload:
         elif line["critical"]:
             refusals.append(f"critical section {line['name']} of kind {kind}, codec {line['codec']}")
     if "rows" not in contents:
-        return Payload(refusals, [], [], None)
+        return Payload(refusals, [], [], None, None)
     edits = read_rows(contents["rows"])
     described = [(t["name"], t["dtype"], tuple(t["shape"])) for t in predicate["base"]["tensors"]]
     edited = [(edit.name, edit.dtype.name, edit.shape) for edit in edits]
     require(edited == described, "payload", "the edits are not base.tensors")
     deltas = read_deltas(contents["deltas"], edits) if "deltas" in contents else []
     residual = read_residual(contents["residual"], edits) if "residual" in contents else None
-    return Payload(refusals, edits, deltas, residual)
+    sketch = read_sketch(contents["sketch"], edits) if "sketch" in contents else None
+    return Payload(refusals, edits, deltas, residual, sketch)

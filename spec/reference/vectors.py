@@ -16,7 +16,7 @@ from blake3 import blake3
 from container import BASE, MAGIC, L, Point, add, challenge, decode_point, encode_point, multiply
 from container import key_id, signed_message, text
 from manifest import compact, content_root
-from payload import LANES, Edit, Words, fold, guess_and_lanes, read_deltas, read_rows
+from payload import LANES, Edit, Words, fold, guess_and_lanes, project, read_deltas, read_rows
 
 FOLDER = Path(__file__).resolve().parents[2] / "fixtures" / "vectors"
 Case = dict[str, Any]
@@ -178,7 +178,8 @@ def write_manifest(case: Case, head: Case, table: list[Case], base: list[Case], 
 def write_sections(case: Case, contents: dict[str, bytes]) -> tuple[list[Case], dict[str, bytes]]:
     """The section table, and the sections' stored bytes."""
     sections = []
-    codecs = {"rows": "zstd", "deltas": "float2+zstd", "residual": "planes2+zstd"} | case.get("codec", {})
+    codecs = {"rows": "zstd", "deltas": "float2+zstd", "residual": "planes2+zstd"}
+    codecs |= ({"sketch": "float4+zstd"} if "sketch" in case else {}) | case.get("codec", {})
     for name, codec in codecs.items():
         if name != case.get("without"):
             data = part = change_bytes(contents[name], case.get("content", {}).get(name, []))
@@ -186,9 +187,10 @@ def write_sections(case: Case, contents: dict[str, bytes]) -> tuple[list[Case], 
                 frames = case.get("frames", {}).get(name, [{}])
                 part = b"".join(frame(encode_planes(codec, data), how) for how in frames)
             part = change_bytes(part, case.get("stored", {}).get(name, []))
-            sections.append(({"name": name, "kind": name, "critical": name != "residual", "codec": codec}, data, part))
+            critical = name in ("rows", "deltas")
+            sections.append(({"name": name, "kind": name, "critical": critical, "codec": codec}, data, part))
     for more in case.get("extra", []):
-        sections.append(({"name": "more", "kind": "sketch", "critical": False, "codec": "raw"} | more, b"abc", b"abc"))
+        sections.append(({"name": "more", "kind": "later", "critical": False, "codec": "raw"} | more, b"abc", b"abc"))
     table = []
     for line, data, part in sections:
         stored, content = ({"length": len(b), "blake3": blake3(b).hexdigest()} for b in (part, data))
@@ -212,6 +214,8 @@ def patch(case: Case) -> bytes:
         result.append({"name": edit.name} | edit.digests(tensor))
         folds.append((old, tensor[elements], of_rows))
     contents["residual"] = encode_residual(edits, folds)
+    sketched = [project(edit, old).tobytes() for edit, (old, _, _) in zip(edits, folds)] if "sketch" in case else []
+    contents["sketch"] = struct.pack("<I", case.get("sketch", 0)) + b"".join(sketched)
     table, sections = write_sections(case, contents)
     head = {"major": 1, "min_reader_minor": 0, "writer_minor": 0, "flags": 0} | case.get("header", {})
     manifest = write_manifest(case, head, table, base, result)

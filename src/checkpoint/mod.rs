@@ -6,6 +6,7 @@
 
 mod binding;
 mod disk;
+mod distance;
 mod error;
 pub mod header;
 mod hub;
@@ -29,6 +30,7 @@ use serde_json::{Map, Value};
 
 pub use binding::{BoundBase, Depth, Digests, Sides, compare, config_differences, find_touched};
 pub use disk::{Amendment, free_bytes, write_new};
+pub use distance::{Distance, distances};
 pub use error::CheckpointError;
 pub use header::StoredType;
 pub use hub::{HubSnapshot, hub_snapshot};

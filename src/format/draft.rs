@@ -10,6 +10,7 @@ use crate::format::edit::Edits;
 use crate::format::manifest::{Base, FormatVersion, Manifest, ManifestError, ResultBinding, Tool};
 use crate::format::payload::{Payload, PayloadError};
 use crate::format::residual::Residual;
+use crate::format::sketch::Sketch;
 use crate::format::timestamp::Timestamp;
 
 /// Why a patch cannot be written.
@@ -18,7 +19,7 @@ pub enum WriteError {
     /// The draft breaks a rule.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
-    /// The edits or the residual break a rule.
+    /// The edits, the residual or the sketch break a rule.
     #[error(transparent)]
     Payload(#[from] PayloadError),
     /// The parts do not fit a container.
@@ -65,8 +66,21 @@ impl Draft {
     /// # Errors
     /// The first rule broken, as a reader would report it.
     pub fn assemble(self, edits: &Edits, residual: Option<&Residual>) -> Result<Unsigned, WriteError> {
+        self.assemble_with(edits, residual, None)
+    }
+
+    /// The same with a sketch, which goes with the level `descendant`.
+    ///
+    /// # Errors
+    /// The first rule broken, as a reader would report it.
+    pub fn assemble_with(
+        self,
+        edits: &Edits,
+        residual: Option<&Residual>,
+        sketch: Option<&Sketch>,
+    ) -> Result<Unsigned, WriteError> {
         let Self { name, series, sequence, supersedes, created, tool, base, result, creation } = self;
-        let (sections, payload) = Payload::write(edits, residual)?;
+        let (sections, payload) = Payload::write_with(edits, residual, sketch)?;
         let manifest = Manifest {
             format: FormatVersion::CURRENT,
             name,
@@ -85,7 +99,7 @@ impl Draft {
         };
         let bytes = manifest.to_bytes()?;
         let back = Payload::read(&manifest, &payload)?;
-        match back.edits == *edits && back.residual.as_ref() == residual {
+        match (&back.edits, back.residual.as_ref(), back.sketch.as_ref()) == (edits, residual, sketch) {
             true => Ok(Unsigned { manifest: bytes, payload }),
             false => Err(WriteError::ReadBack),
         }

@@ -38,7 +38,8 @@ pub const MAX_PAYLOAD_BYTES: u64 = 2 << 30;
 pub const MAX_ROWS_SECTION_BYTES: usize = 160 << 20;
 /// Bytes that a section of a patch nobody vouches for may decode to, however few are stored ...
 pub const MAX_UNVERIFIED_BYTES: u64 = 8 << 20;
-/// ... and how many for each stored byte beyond that. Trained deltas decode to twice their bytes, rows to six times.
+/// ... and how many for each stored byte beyond that. Trained deltas decode to twice their bytes, rows to six times,
+/// a sketch to hardly more than is stored.
 pub const MAX_UNVERIFIED_RATIO: u64 = 128;
 /// Base-2 logarithm of the largest zstd window: 8 MiB, what every decoder must support (RFC 8878 section 3.1.1.1.2).
 pub const MAX_WINDOW_LOG: u32 = 23;
@@ -49,6 +50,8 @@ pub const MAX_EDITS: usize = 32_768;
 pub const MAX_ROWS: usize = 1 << 24;
 /// Elements of one row: the widest feed-forward inputs in use are under 2^16.
 pub const MAX_COLS: usize = 1 << 20;
+/// Millionths of a tolerance: at 1, rows of zeros would be near enough.
+pub const MAX_TOLERANCE: u32 = 1_000_000;
 
 /// Bytes of a DSSE envelope in JSON: a full status feed is about 17 MiB in Base64.
 pub const MAX_ENVELOPE_BYTES: usize = 24 << 20;

@@ -55,6 +55,8 @@ open_enum! {
         Deltas = "deltas",
         /// What undoes the fold on the exact base. Not critical.
         Residual = "residual",
+        /// By which a descendant of the base is told without the base. Not critical.
+        Sketch = "sketch",
     }
 }
 
@@ -93,7 +95,7 @@ impl Kind {
     pub fn critical(&self) -> Option<bool> {
         match self {
             Self::Rows | Self::Deltas => Some(true),
-            Self::Residual => Some(false),
+            Self::Residual | Self::Sketch => Some(false),
             Self::Other(_) => None,
         }
     }

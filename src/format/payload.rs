@@ -11,6 +11,7 @@ use crate::format::manifest::{BaseTensor, Codec, Content, Kind, Manifest, Sectio
 use crate::format::reader::Reader;
 use crate::format::residual::{Residual, ResidualError};
 use crate::format::section::{self, Rows, SectionError};
+use crate::format::sketch::{Sketch, SketchError};
 use crate::tensor::Dtype;
 
 /// Why a payload is refused.
@@ -92,6 +93,8 @@ pub struct Payload {
     pub edits: Edits,
     /// What undoes it on the exact base, if the publisher ships it.
     pub residual: Option<Residual>,
+    /// By which a descendant of the base is told, if the publisher permits any.
+    pub sketch: Option<Sketch>,
 }
 
 impl Payload {
@@ -105,7 +108,7 @@ impl Payload {
         Self::of(manifest, &cut(manifest, payload)?)
     }
 
-    /// The same of a payload that nobody vouches for yet: rows and deltas are bounded by what is stored.
+    /// The same of a payload that nobody vouches for yet: all but the residual is bounded by what is stored.
     ///
     /// # Errors
     /// The first rule broken; also a section that decodes to far more than is stored.
@@ -116,11 +119,19 @@ impl Payload {
     }
 
     fn of(manifest: &Manifest, sections: &[Section<'_, '_>]) -> Result<Self, PayloadError> {
-        let edits = read_edits(manifest, sections)?;
-        let residual = find_residual(sections)
-            .map(|(entry, stored)| Residual::from_bytes(&edits, &load(entry, stored)?).map_err(section_error))
+        let shown = Self::without_residual(manifest, sections)?;
+        let residual = find_known(sections, &Kind::Residual)
+            .map(|(entry, stored)| Residual::from_bytes(&shown.edits, &load(entry, stored)?).map_err(section_error))
             .transpose()?;
-        Ok(Self { edits, residual })
+        Ok(Self { residual, ..shown })
+    }
+
+    fn without_residual(manifest: &Manifest, sections: &[Section<'_, '_>]) -> Result<Self, PayloadError> {
+        let edits = read_edits(manifest, sections)?;
+        let sketch = find_known(sections, &Kind::Sketch)
+            .map(|(entry, stored)| Sketch::from_bytes(&edits, &load(entry, stored)?).map_err(section_error))
+            .transpose()?;
+        Ok(Self { edits, residual: None, sketch })
     }
 
     /// Reads the edits of a payload that nobody vouches for. A `residual` is checked as stored and not decoded.
@@ -128,9 +139,17 @@ impl Payload {
     /// # Errors
     /// The first rule broken; also a section that decodes to far more than is stored.
     pub fn read_unverified(manifest: &Manifest, payload: &[u8]) -> Result<Edits, PayloadError> {
+        Ok(Self::read_shown(manifest, payload)?.edits)
+    }
+
+    /// The same with the sketch: all that is shown of a patch that nobody vouches for.
+    ///
+    /// # Errors
+    /// The first rule broken; also a section that decodes to far more than is stored.
+    pub fn read_shown(manifest: &Manifest, payload: &[u8]) -> Result<Self, PayloadError> {
         let sections = cut(manifest, payload)?;
         check_expansions(&sections)?;
-        read_edits(manifest, &sections)
+        Self::without_residual(manifest, &sections)
     }
 
     /// The section table and the payload's bytes.
@@ -138,6 +157,18 @@ impl Payload {
     /// # Errors
     /// Content over a cap.
     pub fn write(edits: &Edits, residual: Option<&Residual>) -> Result<(Vec<SectionEntry>, Vec<u8>), PayloadError> {
+        Self::write_with(edits, residual, None)
+    }
+
+    /// The same with a sketch.
+    ///
+    /// # Errors
+    /// Content over a cap.
+    pub fn write_with(
+        edits: &Edits,
+        residual: Option<&Residual>,
+        sketch: Option<&Sketch>,
+    ) -> Result<(Vec<SectionEntry>, Vec<u8>), PayloadError> {
         let (rows, deltas) = section::write_edits(edits)?;
         let widths = |mut dtypes: Box<dyn Iterator<Item = Dtype> + '_>| dtypes.all(|dtype| dtype.size() == 4);
         let float = match widths(Box::new(edits.iter().map(|edit| edit.deltas().dtype()))) {
@@ -150,6 +181,7 @@ impl Payload {
         };
         let mut sections = vec![(Kind::Rows, Codec::Zstd, rows), (Kind::Deltas, float, deltas)];
         sections.extend(residual.map(|residual| (Kind::Residual, planes, residual.to_bytes())));
+        sections.extend(sketch.map(|sketch| (Kind::Sketch, Codec::Float4Zstd, sketch.to_bytes())));
         let (mut table, mut payload) = (Vec::new(), Vec::new());
         for (kind, codec, content) in sections {
             let (entry, stored) = store(kind, codec, &content)?;
@@ -167,9 +199,9 @@ fn find<'m, 'p>(sections: &[Section<'m, 'p>], kind: &Kind) -> Option<Section<'m,
     sections.iter().find(|(entry, _)| entry.kind == *kind).copied()
 }
 
-/// The residual, if its codec is known: in one of a later version it is ignored, but for its stored digest.
-fn find_residual<'m, 'p>(sections: &[Section<'m, 'p>]) -> Option<Section<'m, 'p>> {
-    find(sections, &Kind::Residual).filter(|(entry, _)| entry.codec.is_known())
+/// The same if its codec is known: in one of a later version, residual and sketch are ignored but for their stored digest.
+fn find_known<'m, 'p>(sections: &[Section<'m, 'p>], kind: &Kind) -> Option<Section<'m, 'p>> {
+    find(sections, kind).filter(|(entry, _)| entry.codec.is_known())
 }
 
 /// `rows` first: it fixes the lengths of the others before they are decoded.
@@ -183,10 +215,16 @@ fn read_edits(manifest: &Manifest, sections: &[Section<'_, '_>]) -> Result<Edits
     if expected != found {
         return Err(SectionError::DeltasLength { expected, found }.into());
     }
-    if let Some((entry, _)) = find_residual(sections) {
+    if let Some((entry, _)) = find_known(sections, &Kind::Residual) {
         let (expected, found) = (rows.residual_length(), entry.content.length);
         if expected != found {
             return Err(section_error(ResidualError::Length { expected, found }));
+        }
+    }
+    if let Some((entry, _)) = find_known(sections, &Kind::Sketch) {
+        let (expected, found) = (rows.sketch_length(), entry.content.length);
+        if expected != found {
+            return Err(section_error(SketchError::Length { expected, found }));
         }
     }
     let edits = rows.with_deltas(&load(deltas, stored_deltas)?)?;
@@ -202,10 +240,11 @@ fn check_rows_length(rows: &SectionEntry) -> Result<(), PayloadError> {
     }
 }
 
-/// What `rows` and `deltas` may decode to while nobody vouches for them.
+/// What `rows`, `deltas` and `sketch` may decode to while nobody vouches for them.
 fn check_expansions(sections: &[Section<'_, '_>]) -> Result<(), PayloadError> {
     find(sections, &Kind::Rows).map_or(Ok(()), |(entry, _)| check_rows_length(entry))?;
     let bounded = [Kind::Rows, Kind::Deltas].iter().filter_map(|kind| find(sections, kind));
+    let bounded = bounded.chain(find_known(sections, &Kind::Sketch));
     bounded.map(|(entry, _)| entry).try_for_each(check_expansion)
 }
 
@@ -219,8 +258,8 @@ fn check_expansion(entry: &SectionEntry) -> Result<(), PayloadError> {
     }
 }
 
-fn section_error(error: ResidualError) -> PayloadError {
-    SectionError::from(error).into()
+fn section_error(error: impl Into<SectionError>) -> PayloadError {
+    error.into().into()
 }
 
 /// Each section of `manifest` with its stored bytes, their digests checked.

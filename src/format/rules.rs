@@ -65,6 +65,16 @@ impl Manifest {
         if !self.base.levels.contains(&Level::Exact) {
             return Err(broken("base.levels", "a list with \"exact\"", &format!("{:?}", self.base.levels)));
         }
+        match (self.base.levels.contains(&Level::Descendant), self.section(&Kind::Sketch)) {
+            (true, None) => {
+                return Err(broken("base.levels", "a section of kind \"sketch\" for \"descendant\"", "none"));
+            }
+            (false, Some(_)) => {
+                let found = format!("{:?}", self.base.levels);
+                return Err(broken("base.levels", "\"descendant\", as there is a section of kind \"sketch\"", &found));
+            }
+            _ => {}
+        }
         let names = |tensors: &[BaseTensor]| tensors.iter().map(|tensor| tensor.name.clone()).collect::<Vec<_>>();
         let names = names(&self.base.tensors);
         at_most("base.tensors", MAX_EDITS, names.len())?;

@@ -1,6 +1,6 @@
 //! What the `rows` and `deltas` sections hold: edits to bytes and back.
 //!
-//! `rows` is one codec value, `deltas` are raw numbers. (`residual` is in its own module.)
+//! `rows` is one codec value, `deltas` are raw numbers. (`residual` and `sketch` are in their own modules.)
 
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +10,7 @@ use crate::format::float;
 use crate::format::limits::MAX_EDITS;
 use crate::format::reader::Reader;
 use crate::format::residual::{COUNTS_BYTES_A_ROW, ResidualError};
+use crate::format::sketch::{SketchError, sketch_length};
 use crate::format::vectors::{Layout, Vectors};
 use crate::tensor::{Dtype, Shape, TensorError, TensorName};
 
@@ -48,6 +49,9 @@ pub enum SectionError {
     /// A residual that does not fit.
     #[error(transparent)]
     Residual(#[from] ResidualError),
+    /// A sketch that does not fit.
+    #[error(transparent)]
+    Sketch(#[from] SketchError),
 }
 
 /// Content of a `rows` section.
@@ -131,6 +135,11 @@ impl Rows {
     pub fn residual_length(&self) -> u64 {
         let row = |edit: &RowsOfEdit| edit.cols as u64 * edit.dtype.size() as u64 + COUNTS_BYTES_A_ROW;
         self.0.iter().fold(0, |sum, edit| sum.saturating_add(edit.rows.len() as u64 * row(edit)))
+    }
+
+    /// Bytes of the `sketch` section that goes with it, if there is one.
+    pub fn sketch_length(&self) -> u64 {
+        sketch_length(self.0.iter().map(|edit| edit.rows.len() as u64))
     }
 
     /// The edits, with the content of a `deltas` section.

@@ -27,7 +27,9 @@ use crate::format::container::{HEADER_BYTES, ReadError};
 use crate::format::frame::FrameError;
 use crate::format::limits::{MAX_MANIFEST_BYTES, MAX_PAYLOAD_BYTES, MAX_SIGNATURES_BYTES};
 use crate::format::residual::ResidualError;
-use crate::format::{Container, ContainerError, Edits, Level, Manifest, Payload, PayloadError, Residual, WriteError};
+use crate::format::{
+    Container, ContainerError, Edits, Level, Manifest, Payload, PayloadError, Residual, Sketch, WriteError,
+};
 use crate::tensor::TensorName;
 use crate::trust::{KeyError, TrustError};
 
@@ -198,6 +200,8 @@ pub struct Contents {
     pub edits: Edits,
     /// What reverts it on the exact base, where it carries that and it was decoded: not by [`Contents::read`].
     pub residual: Option<Residual>,
+    /// By which a descendant of the base is told, where the publisher permits any and the codec is known.
+    pub sketch: Option<Sketch>,
 }
 
 impl Contents {
@@ -206,9 +210,7 @@ impl Contents {
     /// # Errors
     /// The first rule broken; also a file that would take far more memory than its length.
     pub fn read(bytes: Vec<u8>) -> Result<Self, PatchError> {
-        Self::of(bytes, |manifest, payload| {
-            Ok(Payload { edits: Payload::read_unverified(manifest, payload)?, residual: None })
-        })
+        Self::of(bytes, Payload::read_shown)
     }
 
     /// Reads a patch file with its residual: one that was made here, or that apply verified and kept.
@@ -227,8 +229,8 @@ impl Contents {
     }
 
     fn new(bytes: Vec<u8>, manifest: Manifest, parts: Parts) -> Self {
-        let Parts { id, claimed_signers, payload: Payload { edits, residual } } = parts;
-        Self { bytes, id, claimed_signers, manifest, edits, residual }
+        let Parts { id, claimed_signers, payload: Payload { edits, residual, sketch } } = parts;
+        Self { bytes, id, claimed_signers, manifest, edits, residual, sketch }
     }
 
     /// The patch file.
