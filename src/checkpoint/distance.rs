@@ -1,7 +1,8 @@
 //! How far a checkpoint's touched rows are from those that a sketch describes.
 
-use super::binding::{BindError, Mismatch, MismatchKind, Side, find_touched};
-use super::{Cells, Checkpoint, TensorInfo, in_parallel};
+use super::binding::find_touched;
+use super::mismatch::{BindError, Mismatch, MismatchKind, Side};
+use super::{Checkpoint, TensorInfo, in_parallel};
 use crate::format::binding::LengthError;
 use crate::format::{Edit, Edits, Sketch, SketchError, TensorSketch, TensorSketcher};
 use crate::tensor::TensorName;
@@ -56,17 +57,17 @@ fn measure(
     edit: &Edit,
     base: &TensorSketch,
 ) -> Result<Result<Distance, Mismatch>, BindError> {
-    let (mut sketcher, mut buffer) = (TensorSketcher::new(edit), Vec::new());
-    for (_, span, _) in edit.changes() {
-        checkpoint.read_vector(tensor, Cells::new(span, edit.dtype().size()), &mut buffer)?;
-        match sketcher.push(&buffer) {
-            Ok(()) => {}
-            Err(SketchError::NotFinite { row, column, .. }) => {
-                let kind = MismatchKind::NotFinite { row, column };
-                return Ok(Err(Mismatch { tensor: tensor.name.clone(), kind }));
-            }
-            Err(_) => return Err(short(edit, buffer.len()).into()),
+    let mut sketcher = TensorSketcher::new(edit);
+    let mut wrong = None;
+    checkpoint.each_vector(tensor, edit, |_, bytes| match sketcher.push(bytes) {
+        Err(SketchError::NotFinite { row, column, .. }) => {
+            wrong = wrong.take().or(Some(MismatchKind::NotFinite { row, column }));
+            Ok(())
         }
+        other => other.map_err(|_| BindError::from(short(edit, bytes.len()))),
+    })?;
+    if let Some(kind) = wrong {
+        return Ok(Err(Mismatch { tensor: tensor.name.clone(), kind }));
     }
     let found = sketcher.finish().map_err(|_| short(edit, 0))?;
     let (tensor, rows) = (tensor.name.clone(), edit.rows().len());

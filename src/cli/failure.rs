@@ -169,7 +169,9 @@ fn exit_of(error: &PatchError) -> Exit {
         },
         PatchError::Effect(EffectError::Bind(error)) => exit_of_bind(error),
         PatchError::Effect(EffectError::Residual(_)) => Exit::Patch,
-        PatchError::Effect(EffectError::Fold { .. }) | PatchError::Fold { .. } => Exit::Checkpoint,
+        PatchError::Effect(EffectError::Fold { .. } | EffectError::Sketch(_)) | PatchError::Fold { .. } => {
+            Exit::Checkpoint
+        }
         PatchError::StaleRecord { .. }
         | PatchError::AlreadyApplied { .. }
         | PatchError::Covered { .. }

@@ -8,6 +8,7 @@ use super::failure::{Exit, Failure};
 use super::output::{Output, bytes, count, fields, table};
 use super::trusted::read_patch;
 use crate::digest::Sha256;
+use crate::format::Level;
 use crate::patch::Contents;
 use crate::patch::inspect::{EditSummary, Inspection, inspect};
 
@@ -28,7 +29,11 @@ fn text(found: &Inspection) -> String {
     let totals = &found.totals;
     let ratio = totals.touched_bytes as f64 / totals.file_bytes.max(1) as f64;
     let claimed = found.claimed_signers.iter().map(Sha256::short).collect::<Vec<_>>().join(", ");
-    let levels = found.base.levels.iter().map(|level| level.as_str()).collect::<Vec<_>>().join(", ");
+    let levels = found.base.levels.iter().map(|level| match (level, found.base.tolerance) {
+        (Level::Descendant, Some(tolerance)) => format!("{} (at most {tolerance} away)", level.as_str()),
+        _ => level.as_str().to_owned(),
+    });
+    let levels = levels.collect::<Vec<_>>().join(", ");
     let mut lines = vec![
         ("id", found.id.to_string()),
         ("series", format!("{}, number {}", found.series, found.sequence)),

@@ -2,14 +2,16 @@
 
 use serde_json::{Map, Value};
 
+use super::EffectError;
 use super::PatchError;
-use super::effect::measure;
+use super::effect::measure_with;
 use crate::checkpoint::{Checkpoint, CheckpointError, Progress, Side, find_touched};
 use crate::digest::Sha256;
 use crate::format::binding::architecture_config;
 use crate::format::manifest::{Architecture, Base, ResultBinding, Tool};
 use crate::format::{
-    Draft, Edits, Level, ManifestError, ResidualBuilder, Timestamp, Unsigned, check_about, check_label,
+    Draft, Edits, Level, ManifestError, ResidualBuilder, Sketch, SketchError, TensorSketch, TensorSketcher, Timestamp,
+    Tolerance, Unsigned, check_about, check_label,
 };
 use crate::trust::SecretKey;
 
@@ -30,8 +32,27 @@ pub struct About {
     pub tool: Tool,
     /// The base's name, for people.
     pub base: String,
+    /// The checkpoints that it may be applied to.
+    pub levels: Levels,
     /// How it was made: data for auditors, without floats.
     pub creation: Map<String, Value>,
+}
+
+/// The checkpoints that a patch may be applied to, beside the base itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Levels {
+    /// Fine-tunes of the base that are this near to it. Adds a sketch of the base's touched rows.
+    pub descendant: Option<Tolerance>,
+    /// Whatever has the base's architecture.
+    pub architecture: bool,
+}
+
+impl Levels {
+    fn list(self) -> Vec<Level> {
+        let descendant = self.descendant.map(|_| Level::Descendant);
+        let architecture = self.architecture.then_some(Level::Architecture);
+        std::iter::once(Level::Exact).chain(descendant).chain(architecture).collect()
+    }
 }
 
 impl About {
@@ -45,6 +66,7 @@ impl About {
             created: Timestamp::now(),
             tool: this_tool(),
             base: base.into(),
+            levels: Levels::default(),
             creation: Map::new(),
         }
     }
@@ -79,12 +101,16 @@ pub fn assemble(
     let tensors = find_touched(checkpoint, edits, Side::Base)?;
     progress.stage("binding to the base", tensors.iter().map(|tensor| tensor.length).sum());
     let (mut base, mut result, mut residual) = (Vec::new(), Vec::new(), ResidualBuilder::new());
+    let mut sketches = Vec::new();
     for (tensor, edit) in tensors.into_iter().zip(edits) {
-        let effect = measure(checkpoint, tensor, edit, &mut residual, progress)?;
+        let mut sketcher = about.levels.descendant.map(|_| TensorSketcher::new(edit));
+        let effect = measure_with(checkpoint, tensor, edit, (&mut residual, sketcher.as_mut()), progress)?;
         base.push(effect.base);
         result.push(effect.result);
+        sketches.extend(sketcher.map(TensorSketcher::finish));
     }
     let residual = residual.finish(edits)?;
+    let sketch = about.levels.descendant.map(|tolerance| sketch(edits, tolerance, sketches)).transpose()?;
     let draft = Draft {
         name: about.name,
         series: about.series,
@@ -95,14 +121,14 @@ pub fn assemble(
         base: Base {
             name: about.base,
             architecture: architecture(checkpoint)?,
-            levels: vec![Level::Exact],
+            levels: about.levels.list(),
             tensors: base,
             extensions: Map::new(),
         },
         result: ResultBinding { tensors: result },
         creation: about.creation,
     };
-    Ok(draft.assemble(edits, Some(&residual))?)
+    Ok(draft.assemble_with(edits, Some(&residual), sketch.as_ref())?)
 }
 
 /// Signs a patch and gives the bytes of its file.
@@ -111,6 +137,14 @@ pub fn assemble(
 /// The parts do not fit a container.
 pub fn sign(patch: &Unsigned, key: &SecretKey) -> Result<Vec<u8>, PatchError> {
     Ok(patch.seal(&[key.sign(patch.manifest())?])?)
+}
+
+fn sketch(
+    edits: &Edits,
+    tolerance: Tolerance,
+    tensors: Vec<Result<TensorSketch, SketchError>>,
+) -> Result<Sketch, EffectError> {
+    Ok(Sketch::new(edits, tolerance, tensors.into_iter().collect::<Result<_, _>>()?)?)
 }
 
 fn architecture(checkpoint: &Checkpoint) -> Result<Architecture, PatchError> {

@@ -205,6 +205,9 @@ fn flat_fields(contents: &Contents) -> BTreeMap<String, String> {
     ] {
         flat.insert(key.to_owned(), value);
     }
+    if let Some(sketch) = &contents.sketch {
+        flat.insert("base.tolerance".to_owned(), sketch.tolerance().to_string());
+    }
     for tensor in &manifest.base.tensors {
         flat.insert(format!("base.{}", tensor.name), tensor.blake3.short());
     }

@@ -5,7 +5,7 @@ use crate::fold::{FoldError, fold_row, residual_row};
 use crate::format::binding::{LengthError, RowsHasher, TensorHasher};
 use crate::format::manifest::{BaseTensor, ResultTensor};
 use crate::format::residual::{Residual, ResidualBuilder, ResidualError};
-use crate::format::{Edit, Edits};
+use crate::format::{Edit, Edits, SketchError, TensorSketcher};
 use crate::tensor::TensorName;
 
 /// Why an effect cannot be worked out.
@@ -27,6 +27,9 @@ pub enum EffectError {
     /// The residual does not fit the edits.
     #[error(transparent)]
     Residual(#[from] ResidualError),
+    /// The base's touched rows have no sketch.
+    #[error(transparent)]
+    Sketch(#[from] SketchError),
 }
 
 impl From<LengthError> for EffectError {
@@ -58,12 +61,24 @@ pub(super) fn measure(
     residual: &mut ResidualBuilder,
     progress: &dyn Progress,
 ) -> Result<Effect, EffectError> {
+    measure_with(checkpoint, tensor, edit, (residual, None), progress)
+}
+
+/// The same, with the rows as they are also added to a sketch.
+pub(super) fn measure_with(
+    checkpoint: &Checkpoint,
+    tensor: &TensorInfo,
+    edit: &Edit,
+    (residual, mut sketch): (&mut ResidualBuilder, Option<&mut TensorSketcher<'_>>),
+    progress: &dyn Progress,
+) -> Result<Effect, EffectError> {
     let mut vectors = Vec::new();
     let (mut old_rows, mut new_rows) = (RowsHasher::new(edit), RowsHasher::new(edit));
     each_fold(checkpoint, tensor, edit, residual, |cells, old, new| {
         old_rows.update(old);
         new_rows.update(new);
         vectors.push((cells, new.to_vec()));
+        sketch.as_mut().map_or(Ok(()), |sketch| sketch.push(old))
     })?;
     let hasher = TensorHasher::new(edit.tensor(), edit.dtype(), edit.shape());
     let (mut before, mut after) = (hasher.clone(), hasher);
@@ -87,7 +102,7 @@ pub(super) fn residual(
 ) -> Result<Residual, EffectError> {
     let mut builder = ResidualBuilder::new();
     for (tensor, edit) in tensors.iter().zip(edits) {
-        each_fold(checkpoint, tensor, edit, &mut builder, |_, _, _| ())?;
+        each_fold(checkpoint, tensor, edit, &mut builder, |_, _, _| Ok(()))?;
     }
     Ok(builder.finish(edits)?)
 }
@@ -97,7 +112,7 @@ fn each_fold(
     tensor: &TensorInfo,
     edit: &Edit,
     residual: &mut ResidualBuilder,
-    mut visit: impl FnMut(Cells, &[u8], &[u8]),
+    mut visit: impl FnMut(Cells, &[u8], &[u8]) -> Result<(), SketchError>,
 ) -> Result<(), EffectError> {
     let (mut old, mut new) = (Vec::new(), Vec::new());
     for (row, span, delta) in edit.changes() {
@@ -107,7 +122,7 @@ fn each_fold(
         let wrong = |source| EffectError::Fold { tensor: edit.tensor().clone(), row, source };
         fold_row(edit.dtype(), &mut new, delta).map_err(wrong)?;
         residual_row(edit.dtype(), &old, &new, delta, residual).map_err(wrong)?;
-        visit(cells, &old, &new);
+        visit(cells, &old, &new)?;
     }
     Ok(())
 }

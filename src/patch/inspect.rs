@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use super::Contents;
 use crate::digest::{Blake3, Sha256};
 use crate::format::manifest::Tool;
-use crate::format::{Edit, Kind, Level, Timestamp};
+use crate::format::{Edit, Kind, Level, Sketch, Timestamp, Tolerance};
 use crate::tensor::{Dtype, Shape, TensorName};
 
 /// A patch laid open. No signature is checked here.
@@ -57,6 +57,8 @@ pub struct BaseSummary {
     pub model_type: String,
     /// How closely a checkpoint must match it.
     pub levels: Vec<Level>,
+    /// How far from it a descendant may be; absent where none is permitted, or the sketch's codec is unknown.
+    pub tolerance: Option<Tolerance>,
 }
 
 /// One part of the payload.
@@ -152,6 +154,7 @@ pub fn inspect(contents: &Contents) -> Inspection {
             name: manifest.base.name.clone(),
             model_type: manifest.base.architecture.model_type.clone(),
             levels: manifest.base.levels.clone(),
+            tolerance: contents.sketch.as_ref().map(Sketch::tolerance),
         },
         sections: sections(contents),
         not_understood: manifest.not_understood(),
