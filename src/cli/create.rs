@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::failure::{Exit, Failure};
+use super::levels::LevelOptions;
 use super::open_checkpoint;
 use super::output::{Output, bytes, count, fields, warn};
 use super::passphrase::SigningKey;
@@ -46,6 +47,8 @@ pub(super) struct Arguments {
     columns: Columns,
     #[command(flatten)]
     labels: Labels,
+    #[command(flatten)]
+    levels: LevelOptions,
     #[command(flatten)]
     method: Method,
 }
@@ -159,6 +162,7 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
         return Err(Failure::message(Exit::Failed, missing));
     }
     let about = arguments.labels.about(&arguments.output, &arguments.model)?;
+    let about = About { levels: arguments.levels.levels(), ..about };
     let options = arguments.method.options(arguments.columns.refusals.as_deref())?;
     let Columns { harmful_column, refusal_column, benign_column, answer_column, .. } = &arguments.columns;
     let harmful = load(&arguments.harmful, harmful_column, refusal_column)?;

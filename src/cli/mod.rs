@@ -12,6 +12,9 @@ pub mod failure;
 mod feed;
 mod inspect;
 mod keygen;
+// Only verbs of the full build make patches yet; its tests run in either.
+#[cfg(any(test, feature = "create"))]
+mod levels;
 mod memory;
 mod output;
 mod passphrase;
