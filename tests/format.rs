@@ -145,7 +145,7 @@ fn draft(world: &World) -> Draft {
 }
 
 fn assemble(world: &World) -> Unsigned {
-    draft(world).assemble(&world.edits, Some(&world.residual)).unwrap()
+    draft(world).assemble(&world.edits, Some(&world.residual), None).unwrap()
 }
 
 fn key(seed: u8) -> SecretKey {
@@ -422,7 +422,7 @@ fn drafts_that_would_be_refused_are_not_written() {
     let refused = |change: fn(&mut Draft)| {
         let mut draft = draft(&world);
         change(&mut draft);
-        draft.assemble(&world.edits, Some(&world.residual)).unwrap_err().to_string()
+        draft.assemble(&world.edits, Some(&world.residual), None).unwrap_err().to_string()
     };
     assert!(refused(|draft| draft.creation = json!({"auc": 0.9}).as_object().unwrap().clone()).contains("float"));
     assert!(refused(|draft| draft.series = String::new()).contains("series"));
@@ -504,7 +504,7 @@ fn a_patch_of_a_real_models_shape_stays_within_its_budget() {
         }
     }
     let residual = builder.finish(&edits).unwrap();
-    let (table, _) = Payload::write(&edits, Some(&residual)).unwrap();
+    let (table, _) = Payload::write(&edits, Some(&residual), None).unwrap();
     let sizes: Vec<u64> = table.iter().map(|entry| entry.stored.length).collect();
     println!("rows, deltas, residual: {sizes:?} bytes for {} values, {} rows", edits.parameters(), edits.rows());
     assert!(sizes[0] + sizes[1] <= 890_000, "{sizes:?}");

@@ -251,7 +251,7 @@ fn the_most_that_is_decoded_for_a_stranger_fits() {
     let edits = edits_of_zeros(4);
     assert_eq!(write_edits(&edits).unwrap().1.len() as u64, most);
     let container = Container::parse(TINY).unwrap();
-    let (sections, payload) = Payload::write(&edits, None).unwrap();
+    let (sections, payload) = Payload::write(&edits, None, None).unwrap();
     let mut manifest = container.read_manifest().unwrap();
     manifest.content_root = Manifest::compute_content_root(&sections);
     manifest.sections = sections;

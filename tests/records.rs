@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use common::{fails, run, snapshot, succeeds, world};
 use nestpatch::checkpoint::Checkpoint;
 use nestpatch::format::{Deltas, Edit, EditParts, Edits, Layout, Vectors};
+use nestpatch::patch::assemble::{About, Levels, assemble, sign};
 use nestpatch::tensor::TensorName;
+use nestpatch::trust::SecretKey;
 use serde_json::Value;
 
 const IN_PLACE: &[&str] = &["apply", "p.nestpatch", "base", "--key", "key.pub", "--in-place"];
@@ -239,6 +241,74 @@ fn another_base_takes_the_publishers_word_or_a_reason() {
     // Other types or shapes are no base at any level.
     fs::write(dir.join("base/config.json"), r#"{"model_type": "llama", "hidden_size": 4}"#).unwrap();
     succeeds(dir, &overridden);
+}
+
+/// A patch for `base` that its publisher permits on descendants within this tolerance.
+fn tolerant_patch(dir: &Path, tolerance: &str) -> Vec<u8> {
+    let checkpoint = Checkpoint::open(&dir.join("base")).unwrap();
+    let levels = Levels { descendant: Some(tolerance.parse().unwrap()), architecture: false };
+    let about = About { levels, ..About::new("tolerant", "tests", "synthetic") };
+    let unsigned = assemble(&checkpoint, &common::edits(&checkpoint, 7), about, &()).unwrap();
+    sign(&unsigned, &SecretKey::from_seed(&common::KEY_SEED)).unwrap()
+}
+
+/// The synthetic checkpoint with every weight changed by this share of its size.
+fn descendant(dir: &Path, share: f32) {
+    let mut shards = common::tensors(1);
+    for (at, tensor) in shards.values_mut().flat_map(|shard| shard.values_mut()).enumerate() {
+        let decode = |cell: &[u8]| match tensor.dtype {
+            safetensors::Dtype::BF16 => half::bf16::from_le_bytes(cell.try_into().unwrap()).to_f32(),
+            safetensors::Dtype::F16 => half::f16::from_le_bytes(cell.try_into().unwrap()).to_f32(),
+            _ => f32::from_le_bytes(cell.try_into().unwrap()),
+        };
+        if tensor.dtype != safetensors::Dtype::U8 {
+            let cells = tensor.bytes.chunks(tensor.dtype.bitsize() / 8).enumerate();
+            let sign = |index: usize| if (index * 7 + at).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+            let values: Vec<f32> = cells.map(|(index, cell)| decode(cell) * (1.0 + share * sign(index))).collect();
+            tensor.bytes = common::encode(tensor.dtype, &values);
+        }
+    }
+    common::checkpoint_of(dir, &shards);
+}
+
+#[test]
+fn a_descendant_is_taken_within_the_publishers_tolerance() {
+    let world = world();
+    let dir = world.path();
+    fs::write(dir.join("t.nestpatch"), tolerant_patch(dir, "0.08")).unwrap();
+    descendant(&dir.join("near"), 0.04);
+    descendant(&dir.join("far"), 0.3);
+    let before = snapshot(&dir.join("near"));
+    let on = |model: &'static str, more: &[&'static str]| {
+        [&["apply", "t.nestpatch", model, "--key", "key.pub", "--in-place"][..], more].concat()
+    };
+    fails(dir, &on("near", &[]), 5, &[GATE, "--level descendant"]);
+    fails(dir, &on("far", &["--level", "descendant"]), 5, &["from the base's rows", "the publisher permits 0.08"]);
+    let verified = run(dir, &["verify", "t.nestpatch", "--key", "key.pub", "--checkpoint", "near"]);
+    assert_eq!(verified.code, Some(5));
+    let proven = verified.stdout.split("Failed").next().unwrap();
+    assert!(proven.contains("descendant") && proven.contains("its publisher permits 0.08"), "{verified:?}");
+    // The exact base is bound as such, whatever else would do.
+    let exact = succeeds(dir, &on("base", &["--level", "descendant", "--dry-run", "--json"]));
+    assert_eq!(json(&exact.stdout)["level"], "exact");
+
+    let done = succeeds(dir, &on("near", &["--level", "descendant"])).stdout;
+    assert!(done.contains("Distance from the base") && done.contains(GATE), "{done}");
+    let record = json(&fs::read_to_string(dir.join("near/nestpatch/0001.json")).unwrap());
+    assert_eq!(record["predicate"]["level"], "descendant");
+    let far: Vec<_> =
+        record["predicate"]["distances"].as_object().unwrap().values().map(|far| far.as_u64().unwrap()).collect();
+    assert!(far.len() == 7 && far.iter().all(|far| (20_000..80_000).contains(far)), "{far:?}");
+    assert_eq!(run(dir, &["status", "near"]).code, Some(0));
+    fails(dir, &["revert", "near", "--in-place", "--patch", "p.nestpatch", "--key", "key.pub"], 5, &[GATE]);
+    succeeds(dir, &["revert", "near", "-o", "back"]);
+    assert!(snapshot(&dir.join("back")) == before);
+    succeeds(dir, &["revert", "near", "--in-place"]);
+    assert!(snapshot(&dir.join("near")) == before);
+    // The same weights that compute something else are another model.
+    let config = fs::read_to_string(dir.join("near/config.json")).unwrap();
+    fs::write(dir.join("near/config.json"), config.replacen('{', r#"{"mlp_bias": true, "#, 1)).unwrap();
+    fails(dir, &on("near", &["--level", "descendant"]), 5, &["config.json: mlp_bias", "--override-binding"]);
 }
 
 /// On another base than the exact one nothing but the record knows that a patch is there already.

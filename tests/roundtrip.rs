@@ -215,7 +215,7 @@ fn retold(patch: &VerifiedPatch, residual: Option<&Residual>, change: impl FnOnc
         creation: manifest.creation,
     };
     change(&mut draft);
-    let unsigned = draft.assemble(&patch.contents().edits, residual).unwrap();
+    let unsigned = draft.assemble(&patch.contents().edits, residual, None).unwrap();
     verified(sign(&unsigned, &SecretKey::from_seed(&common::KEY_SEED)).unwrap())
 }
 

@@ -72,7 +72,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// The vector lies outside the tensor, or reading fails.
-    pub fn read_vector(&self, tensor: &TensorInfo, cells: Cells, buffer: &mut Vec<u8>) -> Result<(), CheckpointError> {
+    fn read_vector(&self, tensor: &TensorInfo, cells: Cells, buffer: &mut Vec<u8>) -> Result<(), CheckpointError> {
         if !cells.fits(tensor.length) {
             return Err(self.out_of_bounds(tensor, format!("a vector at byte {}", cells.offset)));
         }

@@ -7,7 +7,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use super::destination::Destination;
 use super::failure::{Exit, Failure};
 use super::note_strays;
-use super::output::{Output, bytes, count, fields, grouped};
+use super::output::{Output, bytes, count, fields, grouped, table};
 use super::passphrase::signing_key;
 use super::progress::Bars;
 use super::trusted::Trusted;
@@ -129,5 +129,12 @@ fn text(done: &Applied) -> String {
         }
         false => lines.push(("output", format!("{} (record {})", done.output.display(), done.record))),
     }
-    format!("{heading}\n{}", fields(&lines))
+    format!("{heading}\n{}{}", fields(&lines), distances(done))
+}
+
+/// How far each touched tensor was from the base's, by the publisher's sketch.
+fn distances(done: &Applied) -> String {
+    let far = |millionths: u64| format!("{}.{:06}", millionths / 1_000_000, millionths % 1_000_000);
+    let rows: Vec<_> = done.distances.iter().map(|(name, distance)| vec![name.to_string(), far(*distance)]).collect();
+    if rows.is_empty() { String::new() } else { format!("\nDistance from the base, about\n{}", table(&rows)) }
 }

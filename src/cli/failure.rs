@@ -176,6 +176,8 @@ fn exit_of(error: &PatchError) -> Exit {
         | PatchError::AlreadyApplied { .. }
         | PatchError::Covered { .. }
         | PatchError::LevelNotPermitted { .. }
+        | PatchError::NoSketch
+        | PatchError::TooFar { .. }
         | PatchError::Config { .. } => Exit::Base,
         PatchError::Recorded { .. } | PatchError::ChangedMeanwhile { .. } => Exit::Checkpoint,
     }
@@ -245,7 +247,7 @@ fn hint_of(error: &PatchError) -> Option<&'static str> {
             Some("`nestpatch status DIR` shows what is applied")
         }
         PatchError::Covered { .. } => Some("take the newer one back first"),
-        PatchError::LevelNotPermitted { .. } | PatchError::Config { .. } => {
+        PatchError::LevelNotPermitted { .. } | PatchError::TooFar { .. } | PatchError::Config { .. } => {
             Some("to go against the publisher's word, give a reason with --override-binding; it goes into the record")
         }
         _ => None,

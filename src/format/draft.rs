@@ -61,26 +61,18 @@ pub struct Unsigned {
 }
 
 impl Draft {
-    /// Encodes everything and reads it back.
+    /// Encodes everything and reads it back. A sketch goes with the level `descendant`.
     ///
     /// # Errors
     /// The first rule broken, as a reader would report it.
-    pub fn assemble(self, edits: &Edits, residual: Option<&Residual>) -> Result<Unsigned, WriteError> {
-        self.assemble_with(edits, residual, None)
-    }
-
-    /// The same with a sketch, which goes with the level `descendant`.
-    ///
-    /// # Errors
-    /// The first rule broken, as a reader would report it.
-    pub fn assemble_with(
+    pub fn assemble(
         self,
         edits: &Edits,
         residual: Option<&Residual>,
         sketch: Option<&Sketch>,
     ) -> Result<Unsigned, WriteError> {
         let Self { name, series, sequence, supersedes, created, tool, base, result, creation } = self;
-        let (sections, payload) = Payload::write_with(edits, residual, sketch)?;
+        let (sections, payload) = Payload::write(edits, residual, sketch)?;
         let manifest = Manifest {
             format: FormatVersion::CURRENT,
             name,

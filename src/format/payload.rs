@@ -156,15 +156,7 @@ impl Payload {
     ///
     /// # Errors
     /// Content over a cap.
-    pub fn write(edits: &Edits, residual: Option<&Residual>) -> Result<(Vec<SectionEntry>, Vec<u8>), PayloadError> {
-        Self::write_with(edits, residual, None)
-    }
-
-    /// The same with a sketch.
-    ///
-    /// # Errors
-    /// Content over a cap.
-    pub fn write_with(
+    pub fn write(
         edits: &Edits,
         residual: Option<&Residual>,
         sketch: Option<&Sketch>,

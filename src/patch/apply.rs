@@ -178,7 +178,7 @@ fn expect_signed_tensors(contents: &Contents, bound: &Bound<'_>, progress: &dyn 
     progress.stage("working out the result", base.tensors().iter().map(|tensor| tensor.length).sum());
     let expected = contents.manifest.result.tensors.iter();
     for ((edit, tensor), expected) in contents.edits.iter().zip(base.tensors()).zip(expected) {
-        let effect = measure(base.checkpoint(), tensor, edit, &mut ResidualBuilder::new(), progress)?;
+        let effect = measure(base.checkpoint(), tensor, edit, (&mut ResidualBuilder::new(), None), progress)?;
         if effect.result != *expected {
             let (tensor, expected, found) = (edit.tensor().clone(), expected.blake3, effect.result.blake3);
             return Err(PatchError::Outcome { tensor, side: Side::Result, expected, found });
@@ -250,7 +250,7 @@ fn plan(patch: &VerifiedPatch, bound: &Bound<'_>, options: Options<'_>) -> Resul
 }
 
 fn millionths(bound: &Bound<'_>) -> BTreeMap<TensorName, u64> {
-    bound.distances.iter().map(|(name, distance)| (name.clone(), (distance * 1e6).round() as u64)).collect()
+    bound.distances.iter().map(|far| (far.tensor.clone(), (far.distance * 1e6).round() as u64)).collect()
 }
 
 /// What is written down about a patch that is being applied.

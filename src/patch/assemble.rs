@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::EffectError;
 use super::PatchError;
-use super::effect::measure_with;
+use super::effect::measure;
 use crate::checkpoint::{Checkpoint, CheckpointError, Progress, Side, find_touched};
 use crate::digest::Sha256;
 use crate::format::binding::architecture_config;
@@ -104,7 +104,7 @@ pub fn assemble(
     let mut sketches = Vec::new();
     for (tensor, edit) in tensors.into_iter().zip(edits) {
         let mut sketcher = about.levels.descendant.map(|_| TensorSketcher::new(edit));
-        let effect = measure_with(checkpoint, tensor, edit, (&mut residual, sketcher.as_mut()), progress)?;
+        let effect = measure(checkpoint, tensor, edit, (&mut residual, sketcher.as_mut()), progress)?;
         base.push(effect.base);
         result.push(effect.result);
         sketches.extend(sketcher.map(TensorSketcher::finish));
@@ -128,7 +128,7 @@ pub fn assemble(
         result: ResultBinding { tensors: result },
         creation: about.creation,
     };
-    Ok(draft.assemble_with(edits, Some(&residual), sketch.as_ref())?)
+    Ok(draft.assemble(edits, Some(&residual), sketch.as_ref())?)
 }
 
 /// Signs a patch and gives the bytes of its file.

@@ -1,13 +1,11 @@
 //! Bind: whether a checkpoint is one that a patch may be folded into, by the publisher's word and the applier's.
 
-use std::collections::BTreeMap;
-
-use super::{PatchError, VerifiedPatch};
+use super::{Contents, PatchError, VerifiedPatch};
 use crate::checkpoint::{
-    BindError, BoundBase, Checkpoint, Depth, Mismatch, MismatchKind, Progress, Side, Sides, config_differences,
+    BindError, BoundBase, Checkpoint, Depth, Distance, Mismatch, MismatchKind, Progress, Side, Sides,
+    config_differences, distances,
 };
 use crate::format::Level;
-use crate::tensor::TensorName;
 
 /// What whoever applies a patch is content with.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,8 +35,8 @@ impl Accept {
 #[derive(Debug)]
 pub struct Bound<'c> {
     pub(super) base: BoundBase<'c>,
-    /// How far each touched tensor is from the publisher's, as a part of its length; none at level `exact`.
-    pub(super) distances: BTreeMap<TensorName, f64>,
+    /// How far each touched tensor is from the publisher's; none at level `exact`, nor without a sketch.
+    pub(super) distances: Vec<Distance>,
     pub(super) override_binding: Option<String>,
 }
 
@@ -65,30 +63,66 @@ pub fn bind<'c>(
     let sides = Sides::signed(manifest);
     let exact = (Level::Exact, accept.depth);
     let mismatch = match BoundBase::known(checkpoint, edits, sides, Side::Base, exact, progress) {
-        Ok(base) => return Ok(Bound { base, distances: BTreeMap::new(), override_binding: None }),
+        Ok(base) => return Ok(Bound { base, distances: vec![], override_binding: None }),
         Err(error) => error,
     };
     if accept.level == Level::Exact || !is_other_weights(&mismatch) {
         return Err(mismatch.into());
     }
-    let level = accept.level.clone();
+    let distances = match &contents.sketch {
+        Some(sketch) => distances(checkpoint, edits, sketch)?,
+        None => vec![],
+    };
+    let level = match &contents.sketch {
+        Some(sketch) if farthest(&distances).is_some_and(|far| sketch.tolerance().permits(far.distance)) => {
+            Level::Descendant
+        }
+        _ => Level::Architecture,
+    };
     if accept.override_binding.is_none() {
-        if !manifest.base.levels.contains(&level) {
-            return Err(PatchError::LevelNotPermitted { level, permitted: manifest.base.levels.clone() });
-        }
-        let differences = config_differences(checkpoint, manifest);
-        if !differences.is_empty() {
-            return Err(PatchError::Config { differences });
-        }
+        permit(patch, checkpoint, accept, &level, &distances)?;
     }
     let unknown = Sides::unknown(edits.len());
     // Nothing to compare: whether all is there, and finite.
     let base = BoundBase::known(checkpoint, edits, unknown, Side::Base, (level, Depth::Rows), progress)?;
-    Ok(Bound { base, distances: BTreeMap::new(), override_binding: accept.override_binding.clone() })
+    let override_binding = accept.override_binding.clone();
+    Ok(Bound { base, distances, override_binding })
+}
+
+/// Whether publisher and applier both permit the level that was found.
+fn permit(
+    patch: &VerifiedPatch,
+    checkpoint: &Checkpoint,
+    accept: &Accept,
+    level: &Level,
+    distances: &[Distance],
+) -> Result<(), PatchError> {
+    let Contents { manifest, sketch, .. } = patch.contents();
+    let permitted = |level: &Level| manifest.base.levels.contains(level);
+    let (wanted, far) = (&accept.level, farthest(distances));
+    match (level, wanted) {
+        (Level::Descendant, _) if permitted(level) => {}
+        (_, Level::Architecture) if permitted(wanted) => {}
+        (Level::Architecture, Level::Descendant) if permitted(wanted) => {
+            let (Some(far), Some(sketch)) = (far.cloned(), sketch) else { return Err(PatchError::NoSketch) };
+            return Err(PatchError::TooFar { far, tolerance: sketch.tolerance() });
+        }
+        _ => {
+            let permitted = manifest.base.levels.clone();
+            return Err(PatchError::LevelNotPermitted { level: wanted.clone(), permitted });
+        }
+    }
+    let differences = config_differences(checkpoint, manifest);
+    if differences.is_empty() { Ok(()) } else { Err(PatchError::Config { differences }) }
+}
+
+/// The tensor that is farthest from the base.
+pub(super) fn farthest(distances: &[Distance]) -> Option<&Distance> {
+    distances.iter().max_by(|one, other| one.distance.total_cmp(&other.distance))
 }
 
 /// Whether the tensors are there with their types and shapes, finite, and not what the patch gives already.
-fn is_other_weights(error: &BindError) -> bool {
+pub(super) fn is_other_weights(error: &BindError) -> bool {
     let other = |mismatch: &Mismatch| match mismatch.kind {
         MismatchKind::Rows { other_side, .. } => !other_side,
         MismatchKind::Elsewhere { .. } => true,

@@ -1,6 +1,6 @@
 //! What an edit does to a tensor of a checkpoint, worked out without writing anything.
 
-use crate::checkpoint::{BindError, Cells, Checkpoint, CheckpointError, Progress, TensorInfo};
+use crate::checkpoint::{BindError, Cells, Checkpoint, CheckpointError, Progress, TensorInfo, Vector};
 use crate::fold::{FoldError, fold_row, residual_row};
 use crate::format::binding::{LengthError, RowsHasher, TensorHasher};
 use crate::format::manifest::{BaseTensor, ResultTensor};
@@ -53,19 +53,8 @@ pub(super) struct Effect {
     pub(super) result: ResultTensor,
 }
 
-/// Works out both sides of an edit, and adds its rows to `residual`. Reads the tensor once; holds its touched rows.
+/// Works out both sides of an edit, and adds its rows to `residual` and to the sketch, if there is one. Reads the tensor once; holds its touched rows.
 pub(super) fn measure(
-    checkpoint: &Checkpoint,
-    tensor: &TensorInfo,
-    edit: &Edit,
-    residual: &mut ResidualBuilder,
-    progress: &dyn Progress,
-) -> Result<Effect, EffectError> {
-    measure_with(checkpoint, tensor, edit, (residual, None), progress)
-}
-
-/// The same, with the rows as they are also added to a sketch.
-pub(super) fn measure_with(
     checkpoint: &Checkpoint,
     tensor: &TensorInfo,
     edit: &Edit,
@@ -114,15 +103,13 @@ fn each_fold(
     residual: &mut ResidualBuilder,
     mut visit: impl FnMut(Cells, &[u8], &[u8]) -> Result<(), SketchError>,
 ) -> Result<(), EffectError> {
-    let (mut old, mut new) = (Vec::new(), Vec::new());
-    for (row, span, delta) in edit.changes() {
-        let cells = Cells::new(span, edit.dtype().size());
-        checkpoint.read_vector(tensor, cells, &mut old)?;
-        new.clone_from(&old);
+    let mut new = Vec::new();
+    checkpoint.each_vector(tensor, edit, |Vector { row, cells, delta }, old| {
+        new.clear();
+        new.extend_from_slice(old);
         let wrong = |source| EffectError::Fold { tensor: edit.tensor().clone(), row, source };
         fold_row(edit.dtype(), &mut new, delta).map_err(wrong)?;
-        residual_row(edit.dtype(), &old, &new, delta, residual).map_err(wrong)?;
-        visit(cells, &old, &new)?;
-    }
-    Ok(())
+        residual_row(edit.dtype(), old, &new, delta, residual).map_err(wrong)?;
+        Ok(visit(cells, old, &new)?)
+    })
 }

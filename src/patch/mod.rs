@@ -20,7 +20,7 @@ pub mod verify;
 
 use std::path::PathBuf;
 
-use crate::checkpoint::{BindError, CheckpointError, Side};
+use crate::checkpoint::{BindError, CheckpointError, Distance, Side};
 use crate::digest::{Blake3, Sha256};
 use crate::fold::FoldError;
 use crate::format::container::{HEADER_BYTES, ReadError};
@@ -28,7 +28,7 @@ use crate::format::frame::FrameError;
 use crate::format::limits::{MAX_MANIFEST_BYTES, MAX_PAYLOAD_BYTES, MAX_SIGNATURES_BYTES};
 use crate::format::residual::ResidualError;
 use crate::format::{
-    Container, ContainerError, Edits, Level, Manifest, Payload, PayloadError, Residual, Sketch, WriteError,
+    Container, ContainerError, Edits, Level, Manifest, Payload, PayloadError, Residual, Sketch, Tolerance, WriteError,
 };
 use crate::tensor::TensorName;
 use crate::trust::{KeyError, TrustError};
@@ -160,6 +160,20 @@ pub enum PatchError {
         level: Level,
         /// Those in the manifest.
         permitted: Vec<Level>,
+    },
+    /// The level `descendant` takes a sketch to compare with.
+    #[error("the patch carries no sketch of its base, so how far another is from it cannot be told")]
+    NoSketch,
+    /// The checkpoint is no descendant within the publisher's tolerance.
+    #[error(
+        "tensor {}: about {:.4} from the base's rows ({} rows compared), and the publisher permits {tolerance}",
+        far.tensor, far.distance, far.rows
+    )]
+    TooFar {
+        /// The touched tensor that is farthest away.
+        far: Distance,
+        /// What the publisher signed.
+        tolerance: Tolerance,
     },
     /// The checkpoint computes something else: keys of config.json that differ (key, the base's value, found).
     #[error("config.json: {}", differences.iter().map(|(key, expected, found)|

@@ -2,8 +2,9 @@
 
 use serde::Serialize;
 
+use super::bind::{farthest, is_other_weights};
 use super::{Contents, Parts, PatchError};
-use crate::checkpoint::{BindError, BoundBase, Checkpoint, Depth, Progress, Side};
+use crate::checkpoint::{BindError, BoundBase, Checkpoint, Depth, Distance, Progress, Side, distances};
 use crate::digest::Sha256;
 use crate::format::{Container, Kind, Manifest, PatchStatus, Payload};
 use crate::trust::{self, Policy, Signatures, Signer, TrustError, Verified};
@@ -317,8 +318,25 @@ impl Examination {
             Err(error @ BindError::Mismatch { .. }) => {
                 self.claim("base", Standing::Failed, error.to_string());
                 self.verdict = if error.is_damage() { Verdict::DamagedBase } else { Verdict::WrongBase };
+                if is_other_weights(&error) {
+                    self.descendant(contents, checkpoint)?;
+                }
             }
             Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// How far another base is from the exact one, where the publisher left a sketch to tell.
+    fn descendant(&mut self, contents: &Contents, checkpoint: &Checkpoint) -> Result<(), PatchError> {
+        let Some(sketch) = &contents.sketch else { return Ok(()) };
+        let distances = distances(checkpoint, &contents.edits, sketch)?;
+        if let Some(far) = farthest(&distances) {
+            let within = sketch.tolerance().permits(far.distance);
+            let standing = if within { Standing::Proven } else { Standing::Failed };
+            let (limit, Distance { tensor, distance, .. }) = (sketch.tolerance(), far);
+            let detail = format!("at most about {distance:.4} from the base ({tensor}); its publisher permits {limit}");
+            self.claim("descendant", standing, detail);
         }
         Ok(())
     }
