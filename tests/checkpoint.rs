@@ -81,7 +81,7 @@ fn a_weight_file_that_changes_after_it_was_opened_is_noticed() {
         (|path| fs::write(path, [0; 3]).unwrap(), "bytes, found 3"),
         (|path| touch(path, 1), "written to after it was opened"),
         (|path| touch(path, -1), "written to after it was opened"),
-        (|path| replace_by_a_copy(path), "another file has its name"),
+        (replace_by_a_copy, "another file has its name"),
         (|path| fs::remove_file(path).unwrap(), "cannot read"),
     ];
     for (change, words) in changes {
