@@ -60,6 +60,11 @@ impl StoredType {
         self.name
     }
 
+    /// Bits that an element takes: 4 to 64.
+    pub const fn bits(self) -> u64 {
+        self.bits
+    }
+
     /// The element type as patches know it; `None` for one that they cannot touch.
     pub fn editable(self) -> Option<Dtype> {
         self.name.parse().ok()

@@ -12,6 +12,8 @@ use crate::tensor::{Dtype, Shape, TensorName};
 
 /// Domain of [`TensorHasher`].
 pub const TENSOR_CONTEXT: &str = "nestpatch v1 2026-11-24 tensor content";
+/// Domain of [`CheckpointHasher`].
+pub const CHECKPOINT_CONTEXT: &str = "nestpatch v1 2026-11-24 checkpoint";
 /// Domain of [`RowsHasher`].
 pub const ROWS_CONTEXT: &str = "nestpatch v1 2026-11-24 touched rows";
 
@@ -72,9 +74,13 @@ pub struct TensorHasher(Counted);
 impl TensorHasher {
     /// Starts with everything but the bytes.
     pub fn new(tensor: &TensorName, dtype: Dtype, shape: &Shape) -> Self {
+        Self::of_type(tensor, dtype.as_str(), shape, shape.elements().saturating_mul(dtype.size() as u64))
+    }
+
+    /// The same for any element type, by the name that safetensors gives it; the tensor takes `length` bytes.
+    pub fn of_type(tensor: &TensorName, dtype: &str, shape: &Shape, length: u64) -> Self {
         let hasher = start(TENSOR_CONTEXT, tensor, dtype, shape);
-        let expected = shape.elements().saturating_mul(dtype.size() as u64);
-        Self(Counted { hasher, tensor: tensor.to_string(), expected, found: 0 })
+        Self(Counted { hasher, tensor: tensor.to_string(), expected: length, found: 0 })
     }
 
     /// Takes the next bytes of the tensor, in storage order, cut anywhere.
@@ -88,6 +94,29 @@ impl TensorHasher {
     /// More or fewer bytes than the shape asks for.
     pub fn finish(self) -> Result<Blake3, LengthError> {
         self.0.finish()
+    }
+}
+
+/// BLAKE3 over all tensors of a checkpoint, whatever files hold them in what order (`spec/audit.md`).
+#[derive(Debug, Clone)]
+pub struct CheckpointHasher(blake3::Hasher);
+
+impl Default for CheckpointHasher {
+    fn default() -> Self {
+        Self(blake3::Hasher::new_derive_key(CHECKPOINT_CONTEXT))
+    }
+}
+
+impl CheckpointHasher {
+    /// Takes the next tensor in the ascending order of the names' bytes; `content` is of [`TensorHasher`].
+    pub fn add(&mut self, tensor: &TensorName, dtype: &str, shape: &Shape, content: Blake3) {
+        head(&mut self.0, tensor, dtype, shape);
+        self.0.update(content.as_bytes());
+    }
+
+    /// The digest.
+    pub fn finish(&self) -> Blake3 {
+        self.0.finalize().into()
     }
 }
 
@@ -105,7 +134,7 @@ const GATHERED: usize = 64 << 10;
 impl RowsHasher {
     /// Starts with everything but the rows' bytes.
     pub fn new(edit: &Edit) -> Self {
-        let mut hasher = start(ROWS_CONTEXT, edit.tensor(), edit.dtype(), edit.shape());
+        let mut hasher = start(ROWS_CONTEXT, edit.tensor(), edit.dtype().as_str(), edit.shape());
         hasher.update(&[edit.layout().code()]);
         hasher.update(&(edit.rows().len() as u64).to_le_bytes());
         edit.rows().iter().for_each(|row| {
@@ -171,9 +200,14 @@ fn number_text(number: f64) -> String {
     }
 }
 
-fn start(context: &str, tensor: &TensorName, dtype: Dtype, shape: &Shape) -> blake3::Hasher {
+fn start(context: &str, tensor: &TensorName, dtype: &str, shape: &Shape) -> blake3::Hasher {
     let mut hasher = blake3::Hasher::new_derive_key(context);
-    for text in [tensor.as_str(), dtype.as_str()] {
+    head(&mut hasher, tensor, dtype, shape);
+    hasher
+}
+
+fn head(hasher: &mut blake3::Hasher, tensor: &TensorName, dtype: &str, shape: &Shape) {
+    for text in [tensor.as_str(), dtype] {
         hasher.update(&(text.len() as u64).to_le_bytes());
         hasher.update(text.as_bytes());
     }
@@ -181,7 +215,6 @@ fn start(context: &str, tensor: &TensorName, dtype: Dtype, shape: &Shape) -> bla
     shape.dims().iter().for_each(|dim| {
         hasher.update(&dim.to_le_bytes());
     });
-    hasher
 }
 
 #[derive(Debug, Clone)]
@@ -247,6 +280,27 @@ mod tests {
         hasher.update(&[3, 4, 7, 8]);
         let rows = [&head[..], &[1], &1_u64.to_le_bytes(), &1_u32.to_le_bytes(), &[3, 4, 7, 8]].concat();
         assert_eq!(hasher.finish().unwrap().as_bytes(), &blake3::derive_key(ROWS_CONTEXT, &rows));
+
+        let mut hasher = CheckpointHasher::default();
+        let (content, scalar) = (Blake3::of(b"content"), Shape::new([]).unwrap());
+        hasher.add(&TensorName::new("w").unwrap(), "BF16", &Shape::new([2, 2]).unwrap(), content);
+        hasher.add(&TensorName::new("x").unwrap(), "I64", &scalar, content);
+        let last = [&1_u64.to_le_bytes()[..], b"x", &3_u64.to_le_bytes(), b"I64", &0_u64.to_le_bytes()].concat();
+        let all = [&head[..], content.as_bytes(), &last, content.as_bytes()].concat();
+        assert_eq!(hasher.finish().as_bytes(), &blake3::derive_key(CHECKPOINT_CONTEXT, &all));
+    }
+
+    #[test]
+    fn any_element_type_has_a_content_digest() {
+        let (name, shape) = (TensorName::new("w").unwrap(), Shape::new([2, 2]).unwrap());
+        let digest = |mut hasher: TensorHasher| {
+            hasher.update(&[7; 8]);
+            hasher.finish().unwrap()
+        };
+        let known = digest(TensorHasher::new(&name, Dtype::Bf16, &shape));
+        assert_eq!(digest(TensorHasher::of_type(&name, "BF16", &shape, 8)), known);
+        assert_ne!(digest(TensorHasher::of_type(&name, "I16", &shape, 8)), known);
+        assert!(TensorHasher::of_type(&name, "I16", &shape, 8).finish().is_err());
     }
 
     #[test]
