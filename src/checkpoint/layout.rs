@@ -14,7 +14,9 @@ use crate::tensor::TensorName;
 /// The only weights file of an unsharded checkpoint.
 const SINGLE: &str = "model.safetensors";
 /// The index of a sharded checkpoint.
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
+/// The configuration.
+pub(super) const CONFIG: &str = "config.json";
 /// The longest index accepted, in bytes: that of the longest safetensors header.
 const MAX_INDEX_BYTES: u64 = 100_000_000;
 /// The longest config.json accepted, in bytes. Real ones stay under 100 kB.
@@ -44,7 +46,7 @@ pub(super) fn find(dir: &Path) -> Result<Layout, CheckpointError> {
 
 /// Reads config.json.
 pub(super) fn read_config(dir: &Path) -> Result<Map<String, Value>, CheckpointError> {
-    let path = dir.join("config.json");
+    let path = dir.join(CONFIG);
     match read_json(&path, MAX_CONFIG_BYTES)? {
         Value::Object(config) => Ok(config),
         _ => Err(CheckpointError::Content { path, expected: "a JSON object" }),
