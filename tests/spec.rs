@@ -2,23 +2,32 @@
 
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use nestpatch::digest::{Blake3, Sha256};
 use nestpatch::fold;
-use nestpatch::format::binding::{ROWS_CONTEXT, TENSOR_CONTEXT};
+use nestpatch::format::binding::{CHECKPOINT_CONTEXT, CheckpointHasher, ROWS_CONTEXT, TENSOR_CONTEXT, TensorHasher};
 use nestpatch::format::container::{Container, HEADER_BYTES, MAGIC, PAYLOAD_TYPE};
 use nestpatch::format::manifest::{CONTENT_ROOT_CONTEXT, PREDICATE_TYPE, STATEMENT_TYPE};
 use nestpatch::format::residual::LANES;
 use nestpatch::format::sketch::{PROJECTIONS, SIGNS_CONTEXT};
 use nestpatch::format::status_feed::{FEED_ENTRIES_CONTEXT, FEED_PREDICATE_TYPE};
 use nestpatch::format::{
-    Deltas, Edit, EditParts, Edits, Layout, Manifest, ResidualBuilder, Sketch, TensorSketcher, limits,
+    Deltas, Edit, EditParts, Edits, Layout, Manifest, ResidualBuilder, Sketch, TensorSketcher, Timestamp, json, limits,
 };
+use nestpatch::patch::audit::{
+    AUDIT_PREDICATE_TYPE, Audit, AuditedCheckpoint, AuditedPatch, CHECKPOINT_DIGEST_NAME, ConfigFinding, Counts,
+    FileDifference, FileFinding, Files, Finding, Form, Holds, MAX_NAMED, Rows, TensorFinding, TouchedTensor, Unit,
+    Verdict, statement,
+};
+use nestpatch::patch::record::SignedBy;
 use nestpatch::tensor::{Dtype, Shape, TensorName};
 use nestpatch::trust::{Policy, Role, SecretKey};
+use serde_json::Value;
 
 const SPEC: &str = include_str!("../spec/format.md");
 const TRUST: &str = include_str!("../spec/trust.md");
+const AUDIT: &str = include_str!("../spec/audit.md");
 const TINY: &[u8] = include_bytes!("../fixtures/format/tiny.nestpatch");
 
 fn hex(bytes: &[u8]) -> String {
@@ -108,6 +117,115 @@ fn the_trust_file_example_reads_as_described() {
     for text in [FEED_PREDICATE_TYPE, FEED_ENTRIES_CONTEXT] {
         assert_eq!(TRUST.matches(text).count(), 1, "{text}");
     }
+}
+
+#[test]
+fn the_audits_digests_are_those_of_the_code() {
+    for text in [AUDIT_PREDICATE_TYPE, CHECKPOINT_DIGEST_NAME, CHECKPOINT_CONTEXT, TENSOR_CONTEXT] {
+        assert_eq!(AUDIT.matches(text).count(), 1, "{text}");
+    }
+    let (name, shape) = (TensorName::new("w").unwrap(), Shape::new([2, 2]).unwrap());
+    let mut hasher = TensorHasher::of_type(&name, "BF16", &shape, 8);
+    hasher.update(&[1, 2, 3, 4, 5, 6, 7, 8]);
+    let content = hasher.finish().unwrap();
+    let mut hasher = CheckpointHasher::default();
+    hasher.add(&name, "BF16", &shape, content);
+    for (what, digest) in [("content      ", content), ("checkpoint   ", hasher.finish())] {
+        assert!(AUDIT.contains(&format!("\n    {what}{digest}\n")), "{what}{digest}");
+    }
+}
+
+/// An audit with a finding of each kind.
+fn audit_of_everything() -> Audit {
+    let form = || Form { dtype: "BF16", shape: Shape::new([2, 2]).unwrap() };
+    let rows = || Rows { count: 1, first: vec![0] };
+    let (row, reason) = (1, "NaN".to_owned());
+    let findings = [
+        Finding::Missing,
+        Finding::Extra,
+        Finding::Absent,
+        Finding::Form { base: form(), patched: form() },
+        Finding::OtherBase { patch: form(), base: form() },
+        Finding::NotFoldable { row, reason },
+        Finding::Bytes { unit: Unit::Row, touched: rows(), others: rows() },
+        Finding::Bytes { unit: Unit::Element, touched: rows(), others: rows() },
+    ];
+    let tensor = || TensorName::new("w").unwrap();
+    let side = |holds| AuditedCheckpoint { digest: Blake3::of(b""), tensors: 1, bytes: 8, holds };
+    let signers = vec![SignedBy { person: "Ada".to_owned(), key_id: Sha256::of(b"") }];
+    let (name, series) = ("a".to_owned(), "b".to_owned());
+    let file = |is| FileFinding { path: "x".to_owned(), is };
+    let config = ConfigFinding { at: "/x".to_owned(), base: None, patched: Some("1".to_owned()) };
+    Audit {
+        verdict: Verdict::Differs,
+        patch: AuditedPatch { id: Sha256::of(b""), name, series, sequence: 1, signers },
+        base: side(Holds::Base),
+        patched: side(Holds::Other),
+        compared: Counts { tensors: 1, touched_tensors: 1, touched_rows: 1, most_rows_named: MAX_NAMED as u64 },
+        touched: vec![TouchedTensor {
+            tensor: tensor(),
+            rows: 1,
+            is_publishers_base: true,
+            is_publishers_result: false,
+        }],
+        findings: findings.into_iter().map(|finding| TensorFinding { tensor: tensor(), finding }).collect(),
+        files: Files {
+            compared: true,
+            names: vec![],
+            config: vec![config],
+            findings: [FileDifference::Missing, FileDifference::Extra, FileDifference::Different].map(file).into(),
+            strays: vec![],
+        },
+    }
+}
+
+/// Every member of every object in a value, and every `is` and `unit`.
+fn words(value: &Value, found: &mut BTreeSet<String>) {
+    match value {
+        Value::Array(items) => items.iter().for_each(|item| words(item, found)),
+        Value::Object(members) => {
+            for (key, value) in members {
+                found.insert(key.clone());
+                found.extend(value.as_str().filter(|_| key == "is" || key == "unit").map(str::to_owned));
+                words(value, found);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn the_audits_members_are_those_of_the_code() {
+    let bytes = statement(&audit_of_everything(), "model", Timestamp::from_unix(0)).unwrap();
+    json::check(&bytes).unwrap();
+    let statement: Value = serde_json::from_slice(&bytes).unwrap();
+    let mut code = BTreeSet::new();
+    words(&statement["predicate"], &mut code);
+    // The verdicts and what a side holds: all there are.
+    for verdict in [
+        Verdict::Proven,
+        Verdict::TensorsProven,
+        Verdict::FilesDiffer,
+        Verdict::NotApplied,
+        Verdict::Swapped,
+        Verdict::Differs,
+    ] {
+        code.insert(serde_json::to_value(verdict).unwrap().as_str().unwrap().to_owned());
+    }
+    for holds in [Holds::Base, Holds::Result, Holds::Other] {
+        code.insert(serde_json::to_value(holds).unwrap().as_str().unwrap().to_owned());
+    }
+    // Of the text: what stands in quotes, or in code and is one word, in the sections on findings, verdicts and members.
+    let text = &AUDIT[AUDIT.find("## 3").unwrap()..];
+    let is_word =
+        |word: &&str| !word.is_empty() && word.chars().all(|letter| letter.is_ascii_lowercase() || letter == '_');
+    let quoted = text.split('"').skip(1).step_by(2);
+    let in_code = text.split('`').skip(1).step_by(2);
+    let mut spec: BTreeSet<String> = quoted.chain(in_code).filter(is_word).map(str::to_owned).collect();
+    // What the text names besides: a name of JSON.
+    assert!(spec.remove("null"));
+    assert_eq!(spec, code);
+    assert!(text.contains(&format!("at most {MAX_NAMED}.")));
 }
 
 #[test]

@@ -28,7 +28,7 @@ pub enum Exit {
     Untrusted = 3,
     /// The patch is malformed, or needs a newer reader.
     Patch = 4,
-    /// The checkpoint is not the one the patch was made for, or no longer what the patch made of it.
+    /// The checkpoint is not the one the patch was made for, or not (or no longer) what the patch makes of it.
     Base = 5,
     /// The checkpoint is damaged, or of a kind this tool does not handle.
     Checkpoint = 6,

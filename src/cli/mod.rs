@@ -1,6 +1,7 @@
 //! The command line: one file per verb. Data goes to stdout, everything else to stderr.
 
 mod apply;
+mod audit;
 #[cfg(feature = "create")]
 mod create;
 #[cfg(feature = "create")]
@@ -64,6 +65,7 @@ enum Verb {
     Feed(feed::Arguments),
     Inspect(inspect::Arguments),
     Verify(verify::Arguments),
+    Audit(audit::Arguments),
     Diff(diff::Arguments),
     Export(export::Arguments),
     Apply(apply::Arguments),
@@ -95,6 +97,7 @@ fn run(verb: Verb, output: Output) -> Result<Exit, Failure> {
         Verb::Feed(arguments) => feed::run(&arguments, output),
         Verb::Inspect(arguments) => inspect::run(&arguments, output),
         Verb::Verify(arguments) => verify::run(&arguments, output),
+        Verb::Audit(arguments) => audit::run(&arguments, output),
         Verb::Diff(arguments) => diff::run(&arguments, output),
         Verb::Export(arguments) => export::run(&arguments, output),
         Verb::Apply(arguments) => apply::run(&arguments, output),

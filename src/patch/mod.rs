@@ -5,6 +5,7 @@
 
 pub mod apply;
 pub mod assemble;
+pub mod audit;
 pub mod bind;
 #[cfg(feature = "create")]
 pub mod create;
