@@ -533,6 +533,19 @@ fn bad_input_is_refused_and_nothing_written() {
     fails(dir, AUDIT, 6, &["1 of 3 shards missing"]);
 }
 
+#[test]
+fn a_patch_that_is_not_understood_proves_nothing() {
+    let world = applied();
+    let dir = world.path();
+    let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/vectors");
+    for name in ["apply-refused-requires-unknown", "apply-refused-critical-unknown-section"] {
+        fs::copy(vectors.join(name).with_extension("nestpatch"), dir.join("new.nestpatch")).unwrap();
+        fs::copy(vectors.join("trust.toml"), dir.join("trust.toml")).unwrap();
+        let arguments = ["audit", "new.nestpatch", "--base", "base", "--patched", "out", "--trust", "trust.toml"];
+        fails(dir, &arguments, 4, &["needs what this version does not know"]);
+    }
+}
+
 /// The archive gets bad news, too.
 #[test]
 fn the_statement_says_what_was_found() {

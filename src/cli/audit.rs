@@ -177,8 +177,10 @@ fn summary(report: &Report<'_>) -> String {
     let mut lines = vec![
         ("patch", found.patch.id.to_string()),
         ("signed by", signers),
-        ("base", format!("{} ({})", found.base.digest, base_standing(found))),
-        ("patched", format!("{} ({})", found.patched.digest, patched_standing(found))),
+        ("base", found.base.digest.to_string()),
+        ("", base_standing(found)),
+        ("patched", found.patched.digest.to_string()),
+        ("", patched_standing(found).to_owned()),
         ("tensors", format!("{all}, of which {} touched in {}: {outcome}", tensors, count(rows, "row"))),
     ];
     let files = &found.files;
