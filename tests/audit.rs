@@ -527,6 +527,9 @@ fn bad_input_is_refused_and_nothing_written() {
     }
     fails(dir, &[AUDIT, &["-o", "taken"]].concat(), 1, &["taken already exists", "nothing is overwritten"]);
     fails(dir, &[AUDIT, &["-o", "nowhere/new.json"]].concat(), 1, &["nowhere"]);
+    for inside in ["out/new.json", "base/original/new.json", "link/new.json"] {
+        fails(dir, &[AUDIT, &["-o", inside]].concat(), 1, &["no place for the output", "a folder that is audited"]);
+    }
     let ran = run(dir, &[AUDIT, &["--sign-with", "taken"]].concat());
     assert!(ran.code == Some(2) && ran.stderr.contains("--output"), "{ran:?}");
     fs::remove_file(dir.join("out/model-00002-of-00003.safetensors")).unwrap();

@@ -75,6 +75,7 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
     }
     let patch = arguments.trusted.verified(&arguments.patch)?;
     let (base, patched) = open_both(arguments)?;
+    check_place(arguments)?;
     let key = arguments.sign_with.as_deref();
     let key = key.map(|key| passphrase::signing_key(key, arguments.passphrase_file.as_deref())).transpose()?;
     let found = compare(arguments, &patch, &base, &patched, output)?;
@@ -112,6 +113,21 @@ fn open_both(arguments: &Arguments) -> Result<(Checkpoint, Checkpoint), Failure>
             Err(Failure::message(Exit::Usage, what).hint(hint))
         }
     }
+}
+
+/// The Statement may not go where it would be one more file that differs.
+fn check_place(arguments: &Arguments) -> Result<(), Failure> {
+    let Some(path) = &arguments.output else { return Ok(()) };
+    let place = |dir: &Path| fs::canonicalize(dir).map_err(CheckpointError::io("find", dir));
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = place(parent)?;
+    for audited in [&arguments.base, &arguments.patched] {
+        if folder.starts_with(place(audited)?) {
+            let what = "it lies in a folder that is audited";
+            return Err(CheckpointError::Target { path: path.clone(), what }.into());
+        }
+    }
+    Ok(())
 }
 
 fn compare(
