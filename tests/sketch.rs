@@ -302,7 +302,7 @@ fn of_zeros(manifest: &Manifest, rows: u32) -> (Manifest, Vec<u8>) {
     let mut sketcher = TensorSketcher::new(edits.iter().next().unwrap());
     (0..rows).for_each(|_| sketcher.push(&[0; 4]).unwrap());
     let sketch = Sketch::new(&edits, tolerance("0.5"), vec![sketcher.finish().unwrap()]).unwrap();
-    let (sections, payload) = Payload::write_with(&edits, None, Some(&sketch)).unwrap();
+    let (sections, payload) = Payload::write(&edits, None, Some(&sketch)).unwrap();
     let digest = manifest.base.tensors[0].blake3;
     let mut manifest = Manifest { sections, ..manifest.clone() };
     manifest.base.tensors = vec![BaseTensor { name, dtype, shape, blake3: digest, rows: digest }];
