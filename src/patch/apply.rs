@@ -125,7 +125,7 @@ pub fn apply(
     let residual = residual_for(contents, bound)?;
     // What was worked out here is nowhere else, and so must be kept.
     let kept = match &residual {
-        Cow::Owned(residual) => Some(residual.to_bytes()),
+        Cow::Owned(residual) => Some(residual),
         Cow::Borrowed(_) => None,
     };
     let note = Note { patch, bound, options, number: applied.record, kept };
@@ -259,7 +259,7 @@ struct Note<'a> {
     bound: &'a Bound<'a>,
     options: Options<'a>,
     number: u32,
-    kept: Option<Vec<u8>>,
+    kept: Option<&'a Residual>,
 }
 
 impl Note<'_> {
@@ -267,7 +267,7 @@ impl Note<'_> {
     fn files(&self) -> Vec<String> {
         let record = self.record(&[], &[]);
         let mut names = vec![record.patch_name(), record.marks_name(), record.file_name()];
-        names.extend(self.kept.as_ref().map(|_| record.residual_name()));
+        names.extend(self.kept.map(|_| record.residual_name()));
         names.extend(self.options.record_key.map(|_| record.signed_name()));
         names
     }
@@ -282,7 +282,11 @@ impl Note<'_> {
         record.marks = Blake3::of(&outcome.marks);
         add(&record.patch_name(), self.patch.contents().bytes())?;
         add(&record.marks_name(), &outcome.marks)?;
-        self.kept.iter().try_for_each(|bytes| add(&record.residual_name(), bytes))?;
+        if let Some(residual) = self.kept {
+            let bytes = residual.to_bytes();
+            record.residual = Some(Blake3::of(&bytes));
+            add(&record.residual_name(), &bytes)?;
+        }
         let bytes = record.to_bytes()?;
         if let Some(key) = self.options.record_key {
             let envelope = Envelope::new(bytes.clone(), vec![key.sign(&bytes)?]);
@@ -291,6 +295,7 @@ impl Note<'_> {
         add(&record.file_name(), &bytes)
     }
 
+    /// The record, but for the digests of the files beside it.
     fn record(&self, base: &[RowsDigest], result: &[RowsDigest]) -> Record {
         let contents = self.patch.contents();
         let manifest = &contents.manifest;
@@ -312,7 +317,7 @@ impl Note<'_> {
             },
             signers: self.patch.signers().iter().map(SignedBy::from).collect(),
             base: base.to_vec(),
-            residual: self.kept.as_deref().map(Blake3::of),
+            residual: None,
             marks: Blake3::of(&[]),
             result: result.to_vec(),
             signed: None,
