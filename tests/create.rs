@@ -13,7 +13,7 @@ use nestpatch::checkpoint::Checkpoint;
 use nestpatch::eval::{ExactAnswer, GenerateParams, Generator, Judge, Rate, RefusalPhrases, Verdict};
 use nestpatch::nest::{Chat, TemplateSource, encode_prompts};
 use nestpatch::prompts::{Fields, PromptSet};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn toy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/toy")
@@ -90,13 +90,18 @@ fn rate(model: &Path, set: &str, judge: &dyn Judge) -> Rate {
 fn a_created_patch_makes_the_toy_assistant_refuse_unseen_jailbreaks() {
     let world = world(250);
     let dir = world.path();
-    let made = run(dir, &create(&["--seed", "5", "--epochs", "3", "--json"]));
+    let levels = ["--descendants", "0.05", "--any-of-architecture"];
+    let made = run(dir, &create(&[&["--seed", "5", "--epochs", "3", "--json"], &levels[..]].concat()));
     assert_eq!(made.code, Some(0), "{made:?}");
     let data: Value = serde_json::from_str(&made.stdout).unwrap();
     assert_eq!(data["schema"], "nestpatch/create/1");
     assert_eq!(data["creation"]["options"]["tune"]["epochs"], 3);
     let again = run(dir, &create(&["--seed", "5", "--epochs", "3"]));
     assert!(again.code == Some(1) && again.stderr.contains("already exists"), "{again:?}");
+
+    let shown: Value = serde_json::from_str(&run(dir, &["inspect", "p.nestpatch", "--json"]).stdout).unwrap();
+    assert_eq!(shown["base"]["levels"], json!(["exact", "descendant", "architecture"]));
+    assert_eq!(shown["base"]["tolerance"], "0.05");
 
     let apply = ["apply", "p.nestpatch", "model", "--key", "k.pub", "-o", "patched"];
     assert_eq!(run(dir, &apply).code, Some(0));
@@ -152,6 +157,7 @@ fn options_out_of_range() {
     fails(dir, &create(&["--preset", "paper"]), 2, &["\"paper\"", "paper-v2"]);
     fails(dir, &create(&["--threshold", "10.5"]), 2, &["threshold", "found 10.5"]);
     fails(dir, &create(&["--clusters", "many"]), 2, &["--clusters", "`each`"]);
+    fails(dir, &create(&["--descendants", "2"]), 2, &["--descendants", "from 0.000001 to 1"]);
     fails(dir, &create(&["--key", "k.pub"]), 7, &["k.pub"]);
     fails(dir, &create(&["--name", "two\nlines"]), 2, &["name: expected 1 to 200 bytes"]);
     fails(dir, &create(&["--supersedes", "k.pub"]), 4, &["k.pub", "the 64 digits of its id"]);

@@ -346,3 +346,13 @@ fn a_length_that_does_not_follow_from_the_rows_is_noticed_before_decoding() {
     manifest.sections.last_mut().unwrap().codec = Codec::Other("brotli".to_owned());
     assert_eq!(Payload::read(&manifest, &payload).unwrap().sketch, None);
 }
+
+#[test]
+fn inspect_shows_levels_and_tolerance() {
+    let (scratch, base, _) = folders();
+    std::fs::write(scratch.path().join("p.nestpatch"), sketched(&base, "0.05").0.bytes()).unwrap();
+    let text = common::succeeds(scratch.path(), &["inspect", "p.nestpatch"]).stdout;
+    assert!(text.contains("binds: exact, descendant (at most 0.05 away)"), "{text}");
+    let line = text.lines().find(|line| line.trim_start().starts_with("sketch ")).expect("a line of the sections");
+    assert!(line.contains("float4+zstd") && line.contains("no") && !line.contains("unknown"), "{line}");
+}
