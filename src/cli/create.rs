@@ -6,17 +6,16 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::failure::{Exit, Failure};
+use super::labels::{Labels, require_new};
 use super::levels::LevelOptions;
 use super::open_checkpoint;
 use super::output::{Output, bytes, count, fields, warn};
 use super::passphrase::SigningKey;
 use super::progress::Bars;
-use super::trusted::patch_id;
 use crate::checkpoint::{read_bounded, write_new};
 use crate::digest::Sha256;
 use crate::nest::{ClusterMode, DEFAULT_PRESET, Inputs, NestError, Options, PRESETS, Preset, Report, TemplateSource};
 use crate::patch::Contents;
-use crate::patch::assemble::About;
 use crate::patch::create::{CreateError, create};
 use crate::prompts::{Fields, PromptSet, PromptsError};
 use crate::tensor::Dtype;
@@ -80,27 +79,6 @@ struct Columns {
     plain: bool,
 }
 
-/// What the patch is called.
-#[derive(clap::Args)]
-#[command(next_help_heading = "What the patch says of itself")]
-struct Labels {
-    /// Its name [default: that of the output file].
-    #[arg(long)]
-    name: Option<String>,
-    /// The line of patches that it belongs to [default: its name].
-    #[arg(long)]
-    series: Option<String>,
-    /// Its number in the series.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
-    sequence: u64,
-    /// A patch that it replaces: its file, or its id; may be repeated.
-    #[arg(long, value_name = "PATCH")]
-    supersedes: Vec<String>,
-    /// The base's name, for people [default: that of the checkpoint's folder].
-    #[arg(long, value_name = "NAME")]
-    base_name: Option<String>,
-}
-
 /// The method's options.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Method")]
@@ -152,15 +130,7 @@ struct Made<'a> {
 }
 
 pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure> {
-    if arguments.output.symlink_metadata().is_ok() {
-        let taken = Failure::message(Exit::Failed, format!("{} already exists", arguments.output.display()));
-        return Err(taken.hint("choose another -o, or remove it first; nothing is overwritten"));
-    }
-    let parent = arguments.output.parent().filter(|parent| !parent.as_os_str().is_empty());
-    if parent.is_some_and(|parent| !parent.is_dir()) {
-        let missing = format!("{}: its folder does not exist", arguments.output.display());
-        return Err(Failure::message(Exit::Failed, missing));
-    }
+    require_new(&arguments.output)?;
     let about = arguments.labels.about(&arguments.output, &arguments.model)?;
     let about = About { levels: arguments.levels.levels(), ..about };
     let options = arguments.method.options(arguments.columns.refusals.as_deref())?;
@@ -212,22 +182,6 @@ impl Columns {
             None => Ok(TemplateSource::Checkpoint),
             Some(path) => Ok(TemplateSource::Text(read_text(path)?)),
         }
-    }
-}
-
-impl Labels {
-    fn about(&self, output: &Path, model: &Path) -> Result<About, Failure> {
-        let stem = output.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        // `.` and links have no name of their own to show.
-        let folder = model.canonicalize().unwrap_or_else(|_| model.to_owned());
-        let folder = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let name = self.name.clone().unwrap_or(stem);
-        let series = self.series.clone().unwrap_or_else(|| name.clone());
-        let about = About::new(name, series, self.base_name.clone().unwrap_or(folder));
-        let supersedes = self.supersedes.iter().map(|patch| patch_id(patch)).collect::<Result<_, _>>()?;
-        let about = About { sequence: self.sequence, supersedes, ..about };
-        about.check().map_err(|error| Failure::new(Exit::Usage, &error))?;
-        Ok(about)
     }
 }
 

@@ -13,6 +13,8 @@ pub mod failure;
 mod feed;
 mod inspect;
 mod keygen;
+#[cfg(feature = "create")]
+mod labels;
 // Only verbs of the full build make patches yet; its tests run in either.
 #[cfg(any(test, feature = "create"))]
 mod levels;
