@@ -47,6 +47,7 @@ impl From<Exit> for ExitCode {
 pub struct Failure {
     exit: Exit,
     lines: Vec<String>,
+    details: Vec<String>,
     hint: Option<String>,
 }
 
@@ -63,17 +64,24 @@ impl Failure {
             }
             cause = error.source();
         }
-        Self { exit, lines, hint: None }
+        Self { exit, lines, details: Vec::new(), hint: None }
     }
 
     /// A failure in words.
     pub fn message(exit: Exit, text: impl Into<String>) -> Self {
-        Self { exit, lines: vec![text.into()], hint: None }
+        Self { exit, lines: vec![text.into()], details: Vec::new(), hint: None }
     }
 
     /// The system refused something that has no better place.
     pub fn other(error: impl Error) -> Self {
         Self::new(Exit::Failed, &error)
+    }
+
+    /// The same with a list of what it is about, a line each.
+    #[must_use]
+    pub fn details(mut self, lines: impl IntoIterator<Item = String>) -> Self {
+        self.details.extend(lines);
+        self
     }
 
     /// The same with a remedy.
@@ -98,6 +106,7 @@ impl fmt::Display for Failure {
             let more = if letters.next().is_some() { " ..." } else { "" };
             writeln!(f, "{}: {shown}{more}", if index == 0 { "Error" } else { "Caused by" })?;
         }
+        self.details.iter().try_for_each(|line| writeln!(f, "  {line}"))?;
         self.hint.iter().try_for_each(|hint| writeln!(f, "Hint: {hint}"))
     }
 }

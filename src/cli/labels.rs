@@ -31,12 +31,9 @@ impl Labels {
     /// What a patch written to `output` for the checkpoint in `model` says about itself, checked.
     pub(super) fn about(&self, output: &Path, model: &Path) -> Result<About, Failure> {
         let stem = output.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        // `.` and links have no name of their own to show.
-        let folder = model.canonicalize().unwrap_or_else(|_| model.to_owned());
-        let folder = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let name = self.name.clone().unwrap_or(stem);
         let series = self.series.clone().unwrap_or_else(|| name.clone());
-        let about = About::new(name, series, self.base_name.clone().unwrap_or(folder));
+        let about = About::new(name, series, self.base_name.clone().unwrap_or_else(|| folder_name(model)));
         let supersedes = self.supersedes.iter().map(|patch| patch_id(patch)).collect::<Result<_, _>>()?;
         let about = About { sequence: self.sequence, supersedes, ..about };
         about.check().map_err(|error| Failure::new(Exit::Usage, &error))?;
@@ -56,4 +53,10 @@ pub(super) fn require_new(output: &Path) -> Result<(), Failure> {
         return Err(Failure::message(Exit::Failed, missing));
     }
     Ok(())
+}
+
+/// What people call a checkpoint: the name of its folder, as `.` and links have none of their own to show.
+pub(super) fn folder_name(dir: &Path) -> String {
+    let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    dir.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

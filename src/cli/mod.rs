@@ -9,11 +9,11 @@ mod demo;
 mod destination;
 mod diff;
 mod export;
+mod extract;
 pub mod failure;
 mod feed;
 mod inspect;
 mod keygen;
-#[cfg(feature = "create")]
 mod labels;
 // Only verbs of the full build make patches yet; its tests run in either.
 #[cfg(any(test, feature = "create"))]
@@ -62,6 +62,7 @@ enum Verb {
     Keygen(keygen::Arguments),
     #[cfg(feature = "create")]
     Create(Box<create::Arguments>),
+    Extract(extract::Arguments),
     Sign(sign::Arguments),
     Trust(trust::Arguments),
     Feed(feed::Arguments),
@@ -94,6 +95,7 @@ pub fn main() -> ExitCode {
 fn run(verb: Verb, output: Output) -> Result<Exit, Failure> {
     match verb {
         Verb::Keygen(arguments) => keygen::run(&arguments, output),
+        Verb::Extract(arguments) => extract::run(&arguments, output),
         Verb::Sign(arguments) => sign::run(&arguments, output),
         Verb::Trust(arguments) => trust::run(&arguments, output),
         Verb::Feed(arguments) => feed::run(&arguments, output),

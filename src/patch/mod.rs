@@ -11,6 +11,7 @@ pub mod bind;
 pub mod create;
 pub mod diff;
 mod effect;
+pub mod extract;
 pub mod inspect;
 pub mod record;
 pub mod revert;

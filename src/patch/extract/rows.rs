@@ -1,0 +1,104 @@
+//! One changed tensor: its rows are read, and become an edit that is checked to give the tuned ones bit for bit.
+
+use super::clusters;
+use super::differences::Difference;
+use super::interval::{Interval, intervals};
+use super::{Changed, ExtractError, Omitted, Reason};
+use crate::checkpoint::{Cells, Checkpoint};
+use crate::fold::fold_row;
+use crate::format::float;
+use crate::format::{Deltas, Edit, EditParts, Layout, Vectors};
+use crate::patch::PatchError;
+use crate::tensor::Dtype;
+
+/// Which part of a tensor changed: its vectors before and after.
+struct Rows {
+    old: Vec<Vec<u8>>,
+    new: Vec<Vec<u8>>,
+}
+
+/// The edit that takes one tensor to the other, or why there is none.
+pub(super) fn solve(
+    base: &Checkpoint,
+    tuned: &Checkpoint,
+    difference: &Difference<'_>,
+) -> Result<Result<(Edit, Changed), Omitted>, ExtractError> {
+    let Difference { base: tensor, changed, vectors: Some((layout, indices)), .. } = difference else {
+        return Ok(Err(omitted(difference, Reason::NotFeedForward)));
+    };
+    let Some(dtype) = tensor.dtype.editable() else {
+        return Ok(Err(omitted(difference, Reason::Type { found: tensor.dtype })));
+    };
+    let rows = read(base, tuned, difference, dtype, (*layout, indices))?;
+    let intervals = match bounds(dtype, indices, &rows) {
+        Ok(intervals) => intervals,
+        Err(reason) => return Ok(Err(omitted(difference, reason))),
+    };
+    let columns = intervals.first().map_or(0, Vec::len);
+    let solution = clusters::solve(dtype, &intervals);
+    drop(intervals);
+    let edit = Edit::new(EditParts {
+        tensor: tensor.name.clone(),
+        dtype,
+        shape: tensor.shape.clone(),
+        layout: *layout,
+        rows: indices.clone(),
+        clusters: solution.clusters,
+        deltas: Deltas::new(solution.stored, columns, solution.deltas)?,
+    })?;
+    check(&edit, rows)?;
+    Ok(Ok((edit, *changed)))
+}
+
+fn omitted(difference: &Difference<'_>, reason: Reason) -> Omitted {
+    Omitted { tensor: difference.base.name.clone(), reason, changed: Some(difference.changed) }
+}
+
+fn read(
+    base: &Checkpoint,
+    tuned: &Checkpoint,
+    difference: &Difference<'_>,
+    dtype: Dtype,
+    (layout, indices): (Layout, &[u32]),
+) -> Result<Rows, ExtractError> {
+    let vectors = Vectors::new(layout, &difference.base.shape)?;
+    let mut rows = Rows { old: Vec::new(), new: Vec::new() };
+    for span in indices.iter().filter_map(|index| vectors.span(*index)) {
+        let cells = Cells::new(span, dtype.size());
+        let (mut old, mut new) = (Vec::new(), Vec::new());
+        base.read_vector(difference.base, cells, &mut old)?;
+        tuned.read_vector(difference.tuned, cells, &mut new)?;
+        rows.old.push(old);
+        rows.new.push(new);
+    }
+    Ok(rows)
+}
+
+/// In which intervals the deltas of each row lie.
+fn bounds(dtype: Dtype, indices: &[u32], rows: &Rows) -> Result<Vec<Vec<Interval>>, Reason> {
+    let rows = indices.iter().zip(&rows.old).zip(&rows.new);
+    rows.map(|((vector, old), new)| {
+        let (olds, news) = (float::read_all(dtype, old), float::read_all(dtype, new));
+        let finite = |(old, new): (&f32, &f32)| old.is_finite() && new.is_finite();
+        if let Some(element) = olds.iter().zip(&news).position(|pair| !finite(pair)) {
+            return Err(Reason::NotFinite { vector: *vector, element });
+        }
+        intervals(dtype, old, new).map_err(|element| {
+            let at = |values: &[f32]| values.get(element).copied().unwrap_or(f32::NAN);
+            Reason::NoDelta { vector: *vector, element, base: at(&olds), tuned: at(&news) }
+        })
+    })
+    .collect()
+}
+
+/// The arithmetic of the format has the last word.
+fn check(edit: &Edit, rows: Rows) -> Result<(), ExtractError> {
+    for (((row, _, delta), mut old), new) in edit.changes().zip(rows.old).zip(rows.new) {
+        let tensor = || edit.tensor().clone();
+        fold_row(edit.dtype(), &mut old, delta).map_err(|source| PatchError::Fold { tensor: tensor(), row, source })?;
+        if old != new {
+            return Err(ExtractError::Row { tensor: tensor(), row });
+        }
+    }
+    Ok(())
+}
