@@ -8,8 +8,10 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use nestpatch::checkpoint::{Checkpoint, CheckpointError};
+use nestpatch::checkpoint::{Cells, Checkpoint, CheckpointError};
+use nestpatch::format::{Layout, Span, Vectors};
 use nestpatch::tensor::TensorName;
+use proptest::prelude::*;
 
 const INDEX: &str = "model.safetensors.index.json";
 const SECOND: &str = "model-00002-of-00003.safetensors";
@@ -190,5 +192,35 @@ fn each_bad_checkpoint_is_refused_and_the_reason_named() {
         for part in expected {
             assert!(text.contains(part), "{case}: {text}");
         }
+    }
+}
+
+proptest! {
+    /// Columns read many at a time are the columns, at any rank, whichever of them are asked for.
+    #[test]
+    fn columns_are_read_as_they_are(
+        matrices in 1..3_usize, height in 1..6_usize, width in 1..6_usize, wide in any::<bool>(),
+        wanted in prop::collection::vec(any::<bool>(), 15),
+    ) {
+        let (dtype, size) = if wide { (safetensors::Dtype::F32, 4) } else { (safetensors::Dtype::BF16, 2) };
+        let shape = vec![matrices, height, width];
+        let bytes: Vec<u8> = (0..shape.iter().product::<usize>() * size).map(|byte| byte as u8).collect();
+        let dir = common::folder();
+        let tensor = common::Tensor { dtype, shape, bytes: bytes.clone() };
+        let shards = [("model-00001-of-00001.safetensors".to_owned(), [("t".to_owned(), tensor)].into())].into();
+        common::checkpoint_of(dir.path(), &shards);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let info = checkpoint.tensor(&TensorName::new("t").unwrap()).unwrap();
+        let vectors = Vectors::new(Layout::Columns, &info.shape).unwrap();
+        let wanted = (0..vectors.count() as u32).filter(|column| wanted[*column as usize % 15]);
+        let spans: Vec<Span> = wanted.map(|column| vectors.span(column).unwrap()).collect();
+        let mut found = Vec::new();
+        let cells = spans.iter().map(|span| Cells::new(*span, size));
+        checkpoint.read_vectors(info, cells, |vector| { found.push(vector.to_vec()); Ok::<_, CheckpointError>(()) }).unwrap();
+        let expected: Vec<Vec<u8>> = spans.iter().map(|span| {
+            let at = |step: usize| (span.start as usize + step * span.stride as usize) * size;
+            (0..span.len).flat_map(|step| bytes[at(step)..at(step) + size].to_vec()).collect()
+        }).collect();
+        prop_assert_eq!(found, expected);
     }
 }

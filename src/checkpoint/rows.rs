@@ -88,37 +88,51 @@ const BATCH: usize = 4 << 20;
 impl Checkpoint {
     /// Passes each vector that an edit touches to `visit`, gathered, in the order of its rows.
     ///
-    /// Columns are read many at a time: each stretch of a matrix row that holds cells of several is read once.
-    ///
     /// # Errors
-    /// A vector lies outside the tensor, or reading fails; those of `visit`.
+    /// As [`Checkpoint::read_vectors`].
     pub fn each_vector<E: From<CheckpointError>>(
         &self,
         tensor: &TensorInfo,
         edit: &Edit,
         mut visit: impl FnMut(Vector<'_>, &[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        let vector = |(row, span, delta)| Vector { row, cells: Cells::new(span, edit.dtype().size()), delta };
-        let mut vectors = edit.changes().map(vector).peekable();
+        let cells = |span| Cells::new(span, edit.dtype().size());
+        let mut changes = edit.changes();
+        self.read_vectors(tensor, edit.changes().map(|(_, span, _)| cells(span)), |bytes| match changes.next() {
+            Some((row, span, delta)) => visit(Vector { row, cells: cells(span), delta }, bytes),
+            None => Ok(()),
+        })
+    }
+
+    /// Passes vectors of a tensor to `visit`, gathered, in their order, which ascends.
+    ///
+    /// Columns are read many at a time: each stretch of a matrix row that holds cells of several is read once.
+    ///
+    /// # Errors
+    /// A vector lies outside the tensor, or reading fails; those of `visit`.
+    pub fn read_vectors<E: From<CheckpointError>>(
+        &self,
+        tensor: &TensorInfo,
+        vectors: impl IntoIterator<Item = Cells>,
+        mut visit: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut vectors = vectors.into_iter().peekable();
         let (mut batch, mut gathered, mut buffer) = (Vec::new(), Vec::new(), Vec::new());
-        let most = (BATCH / edit.row_bytes().max(1)).max(1);
         while let Some(first) = vectors.next() {
-            if first.cells.count <= 1 {
-                self.read_vector(tensor, first.cells, &mut buffer)?;
-                visit(first, &buffer)?;
+            if first.count <= 1 {
+                self.read_vector(tensor, first, &mut buffer)?;
+                visit(&buffer)?;
                 continue;
             }
+            let most = (BATCH / first.bytes().max(1)).max(1);
             batch.clear();
             batch.push(first);
-            let same_row =
-                |next: &Vector<'_>| next.cells.offset < first.cells.offset.saturating_add(first.cells.stride);
+            let same_row = |next: &Cells| next.offset < first.offset.saturating_add(first.stride);
             while let Some(next) = vectors.next_if(|next| batch.len() < most && same_row(next)) {
                 batch.push(next);
             }
             self.read_columns(tensor, &batch, &mut gathered)?;
-            for (vector, bytes) in batch.iter().zip(gathered.chunks_exact(edit.row_bytes())) {
-                visit(*vector, bytes)?;
-            }
+            gathered.chunks_exact(first.bytes()).try_for_each(&mut visit)?;
         }
         Ok(())
     }
@@ -127,11 +141,10 @@ impl Checkpoint {
     fn read_columns(
         &self,
         tensor: &TensorInfo,
-        columns: &[Vector<'_>],
+        columns: &[Cells],
         gathered: &mut Vec<u8>,
     ) -> Result<(), CheckpointError> {
         let (Some(first), Some(last)) = (columns.first(), columns.last()) else { return Ok(()) };
-        let (first, last) = (first.cells, last.cells);
         if !last.fits(tensor.length) {
             return Err(self.out_of_bounds(tensor, format!("a vector at byte {}", last.offset)));
         }
@@ -140,7 +153,7 @@ impl Checkpoint {
         for (step, offset) in first.offsets().enumerate() {
             self.read_at(tensor, offset, &mut stretch)?;
             for (column, vector) in columns.iter().zip(gathered.chunks_exact_mut(first.bytes())) {
-                let (from, to) = ((column.cells.offset - first.offset) as usize, step * first.size);
+                let (from, to) = ((column.offset - first.offset) as usize, step * first.size);
                 let cell = (stretch.get(from..from + first.size), vector.get_mut(to..to + first.size));
                 if let (Some(from), Some(to)) = cell {
                     to.copy_from_slice(from);

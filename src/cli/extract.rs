@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::failure::{Exit, Failure};
 use super::labels::{Labels, folder_name, require_new};
+use super::levels::LevelOptions;
 use super::open_checkpoint;
 use super::output::{Output, bytes, count, fields, grouped, warn};
 use super::passphrase::SigningKey;
@@ -15,7 +16,7 @@ use crate::checkpoint::write_new;
 use crate::digest::Sha256;
 use crate::format::{Edit, Kind};
 use crate::patch::Contents;
-use crate::patch::assemble::sign;
+use crate::patch::assemble::{About, sign};
 use crate::patch::extract::{Changed, ExtractError, Extracted, Inexpressible, Omitted, extract, other_files};
 use crate::tensor::{Dtype, TensorName};
 
@@ -44,6 +45,8 @@ pub(super) struct Arguments {
     partial: bool,
     #[command(flatten)]
     labels: Labels,
+    #[command(flatten)]
+    levels: LevelOptions,
 }
 
 #[derive(Serialize)]
@@ -77,6 +80,7 @@ struct Tensor<'a> {
 pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure> {
     require_new(&arguments.output)?;
     let about = arguments.labels.about(&arguments.output, &arguments.base)?;
+    let about = About { levels: arguments.levels.levels(), ..about };
     let (base, tuned) = (open_checkpoint(&arguments.base)?, open_checkpoint(&arguments.tuned)?);
     let key = arguments.key.read()?;
     let others = other_files(&base, &tuned)?;

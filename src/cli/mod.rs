@@ -15,8 +15,6 @@ mod feed;
 mod inspect;
 mod keygen;
 mod labels;
-// Only verbs of the full build make patches yet; its tests run in either.
-#[cfg(any(test, feature = "create"))]
 mod levels;
 mod memory;
 mod output;

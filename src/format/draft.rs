@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::digest::Sha256;
 use crate::format::container::{Container, ContainerError, SignatureRecord, patch_id, signing_input};
 use crate::format::edit::Edits;
-use crate::format::manifest::{Base, FormatVersion, Manifest, ManifestError, ResultBinding, Tool};
+use crate::format::manifest::{Base, FormatVersion, Manifest, ManifestError, ResultBinding, SectionEntry, Tool};
 use crate::format::payload::{Payload, PayloadError};
 use crate::format::residual::Residual;
 use crate::format::sketch::Sketch;
@@ -71,8 +71,21 @@ impl Draft {
         residual: Option<&Residual>,
         sketch: Option<&Sketch>,
     ) -> Result<Unsigned, WriteError> {
+        self.assemble_from(Payload::write(edits, residual, sketch)?, edits, residual, sketch)
+    }
+
+    /// The same with the section table and payload that [`Payload::write`] gave.
+    ///
+    /// # Errors
+    /// As [`Draft::assemble`].
+    pub fn assemble_from(
+        self,
+        (sections, payload): (Vec<SectionEntry>, Vec<u8>),
+        edits: &Edits,
+        residual: Option<&Residual>,
+        sketch: Option<&Sketch>,
+    ) -> Result<Unsigned, WriteError> {
         let Self { name, series, sequence, supersedes, created, tool, base, result, creation } = self;
-        let (sections, payload) = Payload::write(edits, residual, sketch)?;
         let manifest = Manifest {
             format: FormatVersion::CURRENT,
             name,

@@ -3,6 +3,8 @@
 //! Nothing here asks who signed: [`Payload::read`] is for a manifest that is trusted, [`Payload::read_unverified`] for
 //! any.
 
+use std::{panic, thread};
+
 use crate::digest::{Blake3, Sha256};
 use crate::format::edit::Edits;
 use crate::format::frame::{self, FrameError};
@@ -175,13 +177,23 @@ impl Payload {
         sections.extend(residual.map(|residual| (Kind::Residual, planes, residual.to_bytes())));
         sections.extend(sketch.map(|sketch| (Kind::Sketch, Codec::Float4Zstd, sketch.to_bytes())));
         let (mut table, mut payload) = (Vec::new(), Vec::new());
-        for (kind, codec, content) in sections {
-            let (entry, stored) = store(kind, codec, &content)?;
+        for section in store_all(sections) {
+            let (entry, stored) = section?;
             table.push(entry);
             payload.extend(stored);
         }
         Ok((table, payload))
     }
+}
+
+/// Stores each section on a thread of its own: compressing the residual takes longer than everything else.
+fn store_all(sections: Vec<(Kind, Codec, Vec<u8>)>) -> Vec<Result<(SectionEntry, Vec<u8>), PayloadError>> {
+    thread::scope(|scope| {
+        let sections = sections.into_iter();
+        let threads: Vec<_> =
+            sections.map(|(kind, codec, content)| scope.spawn(move || store(kind, codec, &content))).collect();
+        threads.into_iter().map(|one| one.join().unwrap_or_else(|panic| panic::resume_unwind(panic))).collect()
+    })
 }
 
 /// A line of the section table with its stored bytes.

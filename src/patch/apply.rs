@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::assemble::this_tool;
 use super::bind::Bound;
-use super::effect::{self, measure};
+use super::effect;
 use super::record::{AppliedPatch, Record, RowsDigest, SignedBy, next_number};
 use super::rewrite::{Outcome, Rewrite};
 use super::status::{Status, status};
@@ -17,7 +17,7 @@ use crate::checkpoint::{
     Checkpoint, Depth, Intent, Progress, STATE_FOLDER, Side, Untouched, check_target, copied_bytes, free_bytes,
 };
 use crate::digest::{Blake3, Sha256};
-use crate::format::residual::{Residual, ResidualBuilder};
+use crate::format::residual::Residual;
 use crate::format::{Envelope, Level, Timestamp};
 use crate::tensor::TensorName;
 use crate::trust::SecretKey;
@@ -178,7 +178,7 @@ fn expect_signed_tensors(contents: &Contents, bound: &Bound<'_>, progress: &dyn 
     progress.stage("working out the result", base.tensors().iter().map(|tensor| tensor.length).sum());
     let expected = contents.manifest.result.tensors.iter();
     for ((edit, tensor), expected) in contents.edits.iter().zip(base.tensors()).zip(expected) {
-        let effect = measure(base.checkpoint(), tensor, edit, (&mut ResidualBuilder::new(), None), progress)?;
+        let effect = effect::sides(base.checkpoint(), tensor, edit, progress)?;
         if effect.result != *expected {
             let (tensor, expected, found) = (edit.tensor().clone(), expected.blake3, effect.result.blake3);
             return Err(PatchError::Outcome { tensor, side: Side::Result, expected, found });

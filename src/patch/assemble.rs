@@ -1,17 +1,16 @@
 //! Assemble: a checkpoint and the edits to it become a patch file, whatever method found the edits.
 
+use std::{panic, thread};
+
 use serde_json::{Map, Value};
 
-use super::EffectError;
-use super::PatchError;
-use super::effect::measure;
-use crate::checkpoint::{Checkpoint, CheckpointError, Progress, Side, find_touched};
+use super::{PatchError, effect};
+use crate::checkpoint::{Checkpoint, CheckpointError, Progress, Side, find_touched, in_parallel};
 use crate::digest::Sha256;
 use crate::format::binding::architecture_config;
 use crate::format::manifest::{Architecture, Base, ResultBinding, Tool};
 use crate::format::{
-    Draft, Edits, Level, ManifestError, ResidualBuilder, Sketch, SketchError, TensorSketch, TensorSketcher, Timestamp,
-    Tolerance, Unsigned, check_about, check_label,
+    Draft, Edits, Level, ManifestError, Payload, Timestamp, Tolerance, Unsigned, WriteError, check_about, check_label,
 };
 use crate::trust::SecretKey;
 
@@ -87,8 +86,8 @@ pub(super) fn this_tool() -> Tool {
 }
 
 /// Makes an unsigned patch: folds the edits into the checkpoint without writing to it, binds the patch to what the
-/// checkpoint is and to what it becomes, and keeps what takes it back. Reads each touched tensor once; holds the touched
-/// rows of one tensor.
+/// checkpoint is and to what it becomes, and keeps what takes it back. Reads each touched tensor once, several at a time;
+/// holds the touched rows of those.
 ///
 /// # Errors
 /// An edit that does not fit the checkpoint, a weight that is not finite, a draft that breaks a rule of the format.
@@ -100,17 +99,17 @@ pub fn assemble(
 ) -> Result<Unsigned, PatchError> {
     let tensors = find_touched(checkpoint, edits, Side::Base)?;
     progress.stage("binding to the base", tensors.iter().map(|tensor| tensor.length).sum());
-    let (mut base, mut result, mut residual) = (Vec::new(), Vec::new(), ResidualBuilder::new());
-    let mut sketches = Vec::new();
-    for (tensor, edit) in tensors.into_iter().zip(edits) {
-        let mut sketcher = about.levels.descendant.map(|_| TensorSketcher::new(edit));
-        let effect = measure(checkpoint, tensor, edit, (&mut residual, sketcher.as_mut()), progress)?;
-        base.push(effect.base);
-        result.push(effect.result);
-        sketches.extend(sketcher.map(TensorSketcher::finish));
-    }
-    let residual = residual.finish(edits)?;
-    let sketch = about.levels.descendant.map(|tolerance| sketch(edits, tolerance, sketches)).transpose()?;
+    let residual = effect::residual(checkpoint, &tensors, edits)?;
+    let sketch = about.levels.descendant.map(|tolerance| effect::sketch(checkpoint, &tensors, edits, tolerance));
+    let sketch = sketch.transpose()?;
+    let pairs: Vec<_> = tensors.into_iter().zip(edits).collect();
+    // Compressing takes as long as hashing, and neither needs the other.
+    let (written, effects) = thread::scope(|scope| {
+        let written = scope.spawn(|| Payload::write(edits, Some(&residual), sketch.as_ref()));
+        let effects = in_parallel(&pairs, |(tensor, edit)| effect::sides(checkpoint, tensor, edit, progress));
+        (written.join().unwrap_or_else(|panic| panic::resume_unwind(panic)), effects)
+    });
+    let (base, result) = effects?.into_iter().map(|effect| (effect.base, effect.result)).unzip();
     let draft = Draft {
         name: about.name,
         series: about.series,
@@ -128,7 +127,8 @@ pub fn assemble(
         result: ResultBinding { tensors: result },
         creation: about.creation,
     };
-    Ok(draft.assemble(edits, Some(&residual), sketch.as_ref())?)
+    let written = written.map_err(WriteError::from)?;
+    Ok(draft.assemble_from(written, edits, Some(&residual), sketch.as_ref())?)
 }
 
 /// Signs a patch and gives the bytes of its file.
@@ -137,14 +137,6 @@ pub fn assemble(
 /// The parts do not fit a container.
 pub fn sign(patch: &Unsigned, key: &SecretKey) -> Result<Vec<u8>, PatchError> {
     Ok(patch.seal(&[key.sign(patch.manifest())?])?)
-}
-
-fn sketch(
-    edits: &Edits,
-    tolerance: Tolerance,
-    tensors: Vec<Result<TensorSketch, SketchError>>,
-) -> Result<Sketch, EffectError> {
-    Ok(Sketch::new(edits, tolerance, tensors.into_iter().collect::<Result<_, _>>()?)?)
 }
 
 fn architecture(checkpoint: &Checkpoint) -> Result<Architecture, PatchError> {

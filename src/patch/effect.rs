@@ -1,11 +1,11 @@
 //! What an edit does to a tensor of a checkpoint, worked out without writing anything.
 
-use crate::checkpoint::{BindError, Cells, Checkpoint, CheckpointError, Progress, TensorInfo, Vector};
+use crate::checkpoint::{BindError, Checkpoint, CheckpointError, Progress, TensorInfo, Vector, in_parallel};
 use crate::fold::{FoldError, fold_row, residual_row};
 use crate::format::binding::{LengthError, RowsHasher, TensorHasher};
 use crate::format::manifest::{BaseTensor, ResultTensor};
 use crate::format::residual::{Residual, ResidualBuilder, ResidualError};
-use crate::format::{Edit, Edits, SketchError, TensorSketcher};
+use crate::format::{Edit, Edits, Sketch, SketchError, TensorSketcher, Tolerance};
 use crate::tensor::TensorName;
 
 /// Why an effect cannot be worked out.
@@ -53,21 +53,20 @@ pub(super) struct Effect {
     pub(super) result: ResultTensor,
 }
 
-/// Works out both sides of an edit, and adds its rows to `residual` and to the sketch, if there is one. Reads the tensor once; holds its touched rows.
-pub(super) fn measure(
+/// Works out both sides of an edit. Reads the tensor once; holds its touched rows.
+pub(super) fn sides(
     checkpoint: &Checkpoint,
     tensor: &TensorInfo,
     edit: &Edit,
-    (residual, mut sketch): (&mut ResidualBuilder, Option<&mut TensorSketcher<'_>>),
     progress: &dyn Progress,
 ) -> Result<Effect, EffectError> {
     let mut vectors = Vec::new();
     let (mut old_rows, mut new_rows) = (RowsHasher::new(edit), RowsHasher::new(edit));
-    each_fold(checkpoint, tensor, edit, residual, |cells, old, new| {
+    each_fold(checkpoint, tensor, edit, |vector, old, new| {
         old_rows.update(old);
         new_rows.update(new);
-        vectors.push((cells, new.to_vec()));
-        sketch.as_mut().map_or(Ok(()), |sketch| sketch.push(old))
+        vectors.push((vector.cells, new.to_vec()));
+        Ok(())
     })?;
     let hasher = TensorHasher::new(edit.tensor(), edit.dtype(), edit.shape());
     let (mut before, mut after) = (hasher.clone(), hasher);
@@ -91,25 +90,42 @@ pub(super) fn residual(
 ) -> Result<Residual, EffectError> {
     let mut builder = ResidualBuilder::new();
     for (tensor, edit) in tensors.iter().zip(edits) {
-        each_fold(checkpoint, tensor, edit, &mut builder, |_, _, _| Ok(()))?;
+        each_fold(checkpoint, tensor, edit, |vector, old, new| {
+            residual_row(edit.dtype(), old, new, vector.delta, &mut builder)
+        })?;
     }
     Ok(builder.finish(edits)?)
 }
 
+/// What tells how far another checkpoint is from this one. Reads only the touched rows.
+pub(super) fn sketch(
+    checkpoint: &Checkpoint,
+    tensors: &[&TensorInfo],
+    edits: &Edits,
+    tolerance: Tolerance,
+) -> Result<Sketch, EffectError> {
+    let pairs: Vec<_> = tensors.iter().zip(edits).collect();
+    let sketches = in_parallel(&pairs, |(tensor, edit)| {
+        let mut sketcher = TensorSketcher::new(edit);
+        checkpoint.each_vector(tensor, edit, |_, row| Ok::<_, EffectError>(sketcher.push(row)?))?;
+        Ok::<_, EffectError>(sketcher.finish()?)
+    })?;
+    Ok(Sketch::new(edits, tolerance, sketches)?)
+}
+
+/// Folds row by row, and shows each as it was and as it becomes.
 fn each_fold(
     checkpoint: &Checkpoint,
     tensor: &TensorInfo,
     edit: &Edit,
-    residual: &mut ResidualBuilder,
-    mut visit: impl FnMut(Cells, &[u8], &[u8]) -> Result<(), SketchError>,
+    mut visit: impl FnMut(&Vector<'_>, &[u8], &[u8]) -> Result<(), FoldError>,
 ) -> Result<(), EffectError> {
     let mut new = Vec::new();
-    checkpoint.each_vector(tensor, edit, |Vector { row, cells, delta }, old| {
+    checkpoint.each_vector(tensor, edit, |vector, old| {
         new.clear();
         new.extend_from_slice(old);
-        let wrong = |source| EffectError::Fold { tensor: edit.tensor().clone(), row, source };
-        fold_row(edit.dtype(), &mut new, delta).map_err(wrong)?;
-        residual_row(edit.dtype(), old, &new, delta, residual).map_err(wrong)?;
-        Ok(visit(cells, old, &new)?)
+        let wrong = |source| EffectError::Fold { tensor: edit.tensor().clone(), row: vector.row, source };
+        fold_row(edit.dtype(), &mut new, vector.delta).map_err(wrong)?;
+        visit(&vector, old, &new).map_err(wrong)
     })
 }

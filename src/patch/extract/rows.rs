@@ -63,33 +63,16 @@ fn read(
 ) -> Result<Rows, ExtractError> {
     let vectors = Vectors::new(layout, &difference.base.shape)?;
     let spans: Vec<Span> = indices.iter().filter_map(|index| vectors.span(*index)).collect();
-    let mut rows = Rows { old: vec![Vec::new(); spans.len()], new: vec![Vec::new(); spans.len()] };
-    if layout == Layout::Columns {
-        // One pass over the tensor: reading element by element takes longer.
-        base.stream_beside(difference.base, (tuned, difference.tuned), &(), |begin, ours, theirs| {
-            gather(&spans, dtype.size(), begin, ours, &mut rows.old);
-            gather(&spans, dtype.size(), begin, theirs, &mut rows.new);
+    let vectors = |checkpoint: &Checkpoint, tensor| {
+        let mut rows = Vec::with_capacity(spans.len());
+        let cells = spans.iter().map(|span| Cells::new(*span, dtype.size()));
+        checkpoint.read_vectors(tensor, cells, |bytes| {
+            rows.push(bytes.to_vec());
+            Ok::<_, ExtractError>(())
         })?;
-        return Ok(rows);
-    }
-    for ((span, old), new) in spans.into_iter().zip(&mut rows.old).zip(&mut rows.new) {
-        let cells = Cells::new(span, dtype.size());
-        base.read_vector(difference.base, cells, old)?;
-        tuned.read_vector(difference.tuned, cells, new)?;
-    }
-    Ok(rows)
-}
-
-/// Appends to each vector the elements of it that lie in `piece`, the tensor's bytes from `begin` on. Pieces come in order
-/// and hold whole elements.
-fn gather(spans: &[Span], size: usize, begin: u64, piece: &[u8], vectors: &mut [Vec<u8>]) {
-    for (span, vector) in spans.iter().zip(vectors) {
-        let (start, stride) = (span.start * size as u64, span.stride * size as u64);
-        let first = begin.saturating_sub(start).div_ceil(stride);
-        let offsets = (first..span.len as u64).map(|step| start + step * stride - begin);
-        let elements = offsets.map_while(|at| piece.get(usize::try_from(at).ok()?..)?.get(..size));
-        elements.for_each(|element| vector.extend(element));
-    }
+        Ok::<_, ExtractError>(rows)
+    };
+    Ok(Rows { old: vectors(base, difference.base)?, new: vectors(tuned, difference.tuned)? })
 }
 
 /// In which intervals the deltas of each row lie.
@@ -119,35 +102,4 @@ fn check(edit: &Edit, rows: Rows) -> Result<(), ExtractError> {
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::tensor::Shape;
-
-    proptest! {
-        /// Columns gathered piece by piece are the columns, at any rank, however the pieces are cut.
-        #[test]
-        fn gathered_columns_are_the_columns(
-            matrices in 1..3_u64, height in 1..6_u64, width in 1..6_u64, size in prop::sample::select(vec![2_usize, 4]),
-            cut in 1..30_usize,
-        ) {
-            let shape = Shape::new([matrices, height, width]).unwrap();
-            let vectors = Vectors::new(Layout::Columns, &shape).unwrap();
-            let spans: Vec<Span> = (0..vectors.count() as u32).map(|index| vectors.span(index).unwrap()).collect();
-            let bytes: Vec<u8> = (0..shape.elements() as usize * size).map(|byte| byte as u8).collect();
-            let mut found = vec![Vec::new(); spans.len()];
-            for (number, piece) in bytes.chunks(cut * size).enumerate() {
-                gather(&spans, size, (number * cut * size) as u64, piece, &mut found);
-            }
-            for (span, found) in spans.iter().zip(found) {
-                let at = |step: usize| (span.start as usize + step * span.stride as usize) * size;
-                let expected: Vec<u8> = (0..span.len).flat_map(|step| bytes[at(step)..at(step) + size].to_vec()).collect();
-                prop_assert_eq!(found, expected);
-            }
-        }
-    }
 }
