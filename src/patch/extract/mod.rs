@@ -167,12 +167,14 @@ pub fn other_files(base: &Checkpoint, tuned: &Checkpoint) -> Result<Vec<String>,
 fn select<'c>(differences: Vec<Difference<'c>>, omitted: &mut Vec<Omitted>) -> Vec<Difference<'c>> {
     let (mut kept, mut rows) = (Vec::new(), 0);
     for difference in differences {
-        let reason = reason(&difference).or_else(|| {
-            rows += difference.vectors.as_ref().map_or(0, |(_, rows)| rows.len());
-            (rows > MAX_ROWS || kept.len() >= MAX_EDITS).then_some(Reason::Full)
-        });
+        let more = difference.vectors.as_ref().map_or(0, |(_, rows)| rows.len());
+        let full = rows + more > MAX_ROWS || kept.len() >= MAX_EDITS;
+        let reason = reason(&difference).or_else(|| full.then_some(Reason::Full));
         match reason {
-            None => kept.push(difference),
+            None => {
+                rows += more;
+                kept.push(difference);
+            }
             Some(reason) => omitted.push(Omitted {
                 tensor: difference.base.name.clone(),
                 reason,
@@ -233,4 +235,58 @@ fn check_outcome(
         }
     })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{Deltas, EditParts, Layout};
+    use crate::tensor::{Dtype, Shape};
+
+    /// A checkpoint of one tensor, and an edit of one of its rows.
+    fn base() -> (tempfile::TempDir, Edit) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), "{\"model_type\": \"llama\"}").unwrap();
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![2, 2], &[0; 16]).unwrap();
+        let bytes = safetensors::serialize([("m.mlp.w", view)], None).unwrap();
+        std::fs::write(dir.path().join("model.safetensors"), bytes).unwrap();
+        let parts = EditParts {
+            tensor: TensorName::new("m.mlp.w").unwrap(),
+            dtype: Dtype::F32,
+            shape: Shape::new([2, 2]).unwrap(),
+            layout: Layout::Rows,
+            rows: vec![1],
+            clusters: vec![0],
+            deltas: Deltas::new(Dtype::F32, 2, vec![1.0, 0.0]).unwrap(),
+        };
+        (dir, Edit::new(parts).unwrap())
+    }
+
+    /// The last check before anything leaves: whatever the edits, the patched tensor must be the tuned one.
+    #[test]
+    fn a_patch_that_gives_something_else_is_noticed() {
+        let (dir, edit) = base();
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let edits = Edits::new(vec![edit]).unwrap();
+        let patch = assemble(&checkpoint, &edits, About::new("a", "a", "a"), &()).unwrap();
+        let outcome = check_outcome(&checkpoint, &patch, &edits, &());
+        assert!(matches!(outcome, Err(ExtractError::Outcome { .. })), "{outcome:?}");
+    }
+
+    #[test]
+    fn what_is_beyond_a_patchs_size_is_omitted() {
+        let (dir, _) = base();
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let tensor = checkpoint.tensors().next().unwrap();
+        let difference = |rows: usize| Difference {
+            base: tensor,
+            tuned: tensor,
+            changed: Changed { rows: 1, elements: 1 },
+            vectors: Some((Layout::Rows, vec![0; rows])),
+        };
+        let mut omitted = Vec::new();
+        let kept = select(vec![difference(MAX_ROWS - 1), difference(2), difference(1)], &mut omitted);
+        assert_eq!((kept.len(), omitted.len()), (2, 1));
+        assert_eq!(omitted[0].reason, Reason::Full);
+    }
 }

@@ -103,3 +103,26 @@ fn check(edit: &Edit, rows: Rows) -> Result<(), ExtractError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::{Shape, TensorName};
+
+    #[test]
+    fn a_delta_that_does_not_give_the_row_is_noticed() {
+        let parts = EditParts {
+            tensor: TensorName::new("w").unwrap(),
+            dtype: Dtype::F32,
+            shape: Shape::new([1, 1]).unwrap(),
+            layout: Layout::Rows,
+            rows: vec![0],
+            clusters: vec![0],
+            deltas: Deltas::new(Dtype::F32, 1, vec![0.5]).unwrap(),
+        };
+        let edit = Edit::new(parts).unwrap();
+        let rows = |new: f32| Rows { old: vec![1.0_f32.to_le_bytes().to_vec()], new: vec![new.to_le_bytes().to_vec()] };
+        assert!(check(&edit, rows(1.5)).is_ok());
+        assert!(matches!(check(&edit, rows(1.25)), Err(ExtractError::Row { row: 0, .. })));
+    }
+}
