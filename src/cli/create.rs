@@ -16,6 +16,7 @@ use crate::checkpoint::{read_bounded, write_new};
 use crate::digest::Sha256;
 use crate::nest::{ClusterMode, DEFAULT_PRESET, Inputs, NestError, Options, PRESETS, Preset, Report, TemplateSource};
 use crate::patch::Contents;
+use crate::patch::assemble::About;
 use crate::patch::create::{CreateError, create};
 use crate::prompts::{Fields, PromptSet, PromptsError};
 use crate::tensor::Dtype;
