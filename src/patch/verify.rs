@@ -112,7 +112,7 @@ const NEVER_PROVEN: [&str; 4] = [
     "that the patch makes the model safe, or leaves it useful",
     "that what it says about its making is true: the signer says so",
     "that there is no newer one, or word of its withdrawal, that did not get here",
-    "anything about tensors that it does not touch",
+    "anything about tensors that it does not touch: `nestpatch audit` compares those",
 ];
 
 const NO_RESIDUAL: &str = "carries no residual; apply keeps what revert needs";
@@ -166,7 +166,7 @@ impl Examination {
         let claimed = contents.claimed_signers().len();
         found.claim("signature", Standing::Unchecked, format!("{claimed} in the file, no key or trust file given"));
         let sections = contents.manifest.sections.len();
-        let detail = format!("{sections} sections match their digests as stored, rows and deltas also decoded");
+        let detail = format!("{sections} sections match their digests as stored, all but a residual also decoded");
         found.claim("content", Standing::Proven, detail);
         found.understood(contents);
         found.claim(
