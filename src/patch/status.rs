@@ -169,3 +169,40 @@ pub(super) fn overlap(one: &Edits, other: &Edits) -> bool {
             })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{Deltas, Edit, EditParts, Layout};
+    use crate::tensor::{Dtype, Shape, TensorName};
+
+    fn edits(tensor: &str, layout: Layout, rows: &[u32]) -> Edits {
+        let edit = Edit::new(EditParts {
+            tensor: TensorName::new(tensor).unwrap(),
+            dtype: Dtype::Bf16,
+            shape: Shape::new([8, 8]).unwrap(),
+            layout,
+            rows: rows.to_vec(),
+            clusters: vec![0; rows.len()],
+            deltas: Deltas::new(Dtype::Bf16, 8, vec![1.0; 8]).unwrap(),
+        });
+        Edits::new(vec![edit.unwrap()]).unwrap()
+    }
+
+    #[test]
+    fn patches_meet_in_a_row_and_rows_meet_columns() {
+        let one = edits("a", Layout::Rows, &[1, 4, 6]);
+        for (other, meet) in [
+            (edits("a", Layout::Rows, &[0, 2, 5, 7]), false),
+            (edits("a", Layout::Rows, &[0, 6]), true),
+            (edits("a", Layout::Rows, &[1]), true),
+            (edits("a", Layout::Rows, &[7]), false),
+            (edits("b", Layout::Rows, &[1]), false),
+            (edits("a", Layout::Columns, &[0]), true),
+            (edits("b", Layout::Columns, &[0]), false),
+        ] {
+            assert_eq!(overlap(&one, &other), meet, "{other:?}");
+            assert_eq!(overlap(&other, &one), meet, "{other:?}");
+        }
+    }
+}
