@@ -26,9 +26,9 @@ const MAX_TOKENS: usize = 48;
 
 /// Run everything on the bundled toy assistant.
 ///
-/// Makes keys, creates two patches, inspects, verifies and applies the first, compares answers before and after,
-/// compares the patches, reverts, and checks that the reverted checkpoint is the original, byte for byte. With --json,
-/// prints one document a step.
+/// Makes keys, creates two patches, inspects, verifies and applies the first, compares answers before and after, audits
+/// the result, compares the patches, reverts, and checks that the reverted checkpoint is the original, byte for byte. With
+/// --json, prints one document a step.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
     /// The new folder for everything the demo makes.
@@ -129,6 +129,10 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
     let sets = demo.questions()?;
     let (before, after) = (demo.answers(model, &sets)?, demo.answers(&patched, &sets)?);
     output.data("nestpatch/demo-comparison/1", &compare(&sets, &before, &after), comparison)?;
+
+    demo.say("The auditor again: is the copy the base with that patch, and nothing else?");
+    let audited = ["--patched", &text(&patched), &text(&first), "--key", &text(&public)];
+    demo.type_in(&["audit", "--base"], &[model], &audited)?;
 
     demo.say("Another seed gives another patch. How do the two differ?");
     demo.create("2", &second, &key)?;
