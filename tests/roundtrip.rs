@@ -263,6 +263,24 @@ fn a_signed_result_that_does_not_follow_is_not_applied() {
     refused_everywhere(&lie, &dir, |error| matches!(error, PatchError::Outcome { .. }));
 }
 
+/// Where only the rows are looked at, what is signed of them is all that speaks.
+#[test]
+fn signed_rows_that_do_not_follow_are_not_written() {
+    let (_root, dir) = base();
+    let patch = verified(common::patch(&dir, 7));
+    let lie = retold(&patch, patch.contents().residual.as_ref(), |draft| {
+        draft.result.tensors[3].rows = Blake3::of(b"something else");
+    });
+    refused_everywhere(&lie, &dir, |error| matches!(error, PatchError::Outcome { .. }));
+    let before = common::snapshot(&dir);
+    let checkpoint = Checkpoint::open(&dir).unwrap();
+    let bound = bind(&lie, &checkpoint, &Accept::exact().comparing(Depth::Rows), &()).unwrap();
+    let options = Options { check: Depth::Rows, ..Options::new(Target::InPlace) };
+    let error = apply(&lie, &bound, options, &()).unwrap_err();
+    assert!(matches!(error, PatchError::Outcome { .. }), "{error}");
+    assert!(common::snapshot(&dir) == before);
+}
+
 fn refused_everywhere(patch: &VerifiedPatch, dir: &Path, expected: impl Fn(&PatchError) -> bool) {
     let root = dir.parent().unwrap();
     let before = common::snapshot(root);
