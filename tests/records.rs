@@ -74,13 +74,15 @@ fn a_patch_without_a_record_needs_a_key() {
     let world = world();
     let dir = world.path();
     succeeds(dir, IN_PLACE);
+    succeeds(dir, &["keygen", "-o", "stranger", "--no-passphrase", "-q"]);
+    // The copy in the record folder is believed without a key, and with one only if that key signed it.
+    fails(dir, &["revert", "base", "--in-place", "--key", "stranger.pub"], 3, &["not trusted"]);
     // As it would be after a download: the weights, and no word of how they came about.
     fs::remove_dir_all(dir.join("base/nestpatch")).unwrap();
     fails(dir, &["revert", "base", "--in-place"], 5, &["no patch is applied", "revert --patch"]);
     let by_patch = ["revert", "base", "--in-place", "--patch", "p.nestpatch"];
     fails(dir, &by_patch, 3, &["no key"]);
-    common::succeeds(dir, &["keygen", "-o", "other", "--no-passphrase", "-q"]);
-    fails(dir, &[&by_patch[..], &["--key", "other.pub"]].concat(), 3, &["not trusted"]);
+    fails(dir, &[&by_patch[..], &["--key", "stranger.pub"]].concat(), 3, &["not trusted"]);
     let both = run(dir, &[&by_patch[..], &["--key", "key.pub", "--record", "1"]].concat());
     assert_eq!(both.code, Some(2));
 }

@@ -65,7 +65,7 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
     let Arguments { destination, binding, .. } = arguments;
     let key = arguments.sign_with.as_deref().map(|key| signing_key(key, arguments.passphrase_file.as_deref()));
     let key = key.transpose()?;
-    let patch = arguments.trusted.verified(&arguments.patch)?;
+    let mut patch = arguments.trusted.verified(&arguments.patch)?;
     let target = destination.target();
     let checkpoint = if arguments.dry_run {
         Checkpoint::open(&arguments.checkpoint)?
@@ -80,6 +80,9 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
     };
     let bars = Bars::new(output);
     let bound = bind(&patch, &checkpoint, &accept, &bars)?;
+    if *bound.base().level() != Level::Exact {
+        patch.drop_residual();
+    }
     let options = Options { target, check: destination.depth(), record_key: key.as_ref() };
     let done = match arguments.dry_run {
         true => dry_run(&patch, &bound, options, &bars)?,

@@ -108,14 +108,19 @@ impl ResidualBuilder {
     /// Rows or elements missing or left over.
     pub fn finish(self, edits: &Edits) -> Result<Residual, ResidualError> {
         let starts = locate(edits, &self.counts)?;
-        Ok(Residual { counts: self.counts, lanes: self.lanes, starts })
+        let Self { counts, mut lanes, .. } = self;
+        lanes.iter_mut().for_each(Vec::shrink_to_fit);
+        Ok(Residual { counts, lanes, starts })
     }
 }
 
 impl Residual {
     /// The content of a `residual` section: the lanes; then each row's count per lane, low halves before high halves.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut out = self.lanes.concat();
+        let lanes: usize = self.lanes.iter().map(Vec::len).sum();
+        // Room for all of it at once: growing would take as much again for a moment.
+        let mut out = Vec::with_capacity(lanes + 4 * LANES * self.counts.len());
+        self.lanes.iter().for_each(|lane| out.extend_from_slice(lane));
         let counts = || (0..LANES).flat_map(|lane| self.counts.iter().filter_map(move |row| row.get(lane)));
         out.extend(counts().flat_map(|count| (*count as u16).to_le_bytes()));
         out.extend(counts().flat_map(|count| ((count >> 16) as u16).to_le_bytes()));

@@ -27,6 +27,11 @@ impl VerifiedPatch {
         &self.contents
     }
 
+    /// Lets go of the residual, which takes as much memory as the touched rows and is of use on the exact base only.
+    pub fn drop_residual(&mut self) {
+        self.contents.residual = None;
+    }
+
     /// Whose signatures hold and count.
     pub fn signers(&self) -> &[Signer] {
         &self.signatures.signers
