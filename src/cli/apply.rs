@@ -31,8 +31,6 @@ pub(super) struct Arguments {
     destination: Destination,
     #[command(flatten)]
     trusted: Trusted,
-    #[command(flatten)]
-    binding: Binding,
     /// Write no checkpoint: say what would change, and whether the result is what the publisher signed.
     #[arg(long)]
     dry_run: bool,
@@ -42,6 +40,9 @@ pub(super) struct Arguments {
     /// Take that key's passphrase from the first line of this file (or descriptor: /dev/fd/3).
     #[arg(long, value_name = "FILE", requires = "sign_with")]
     passphrase_file: Option<PathBuf>,
+    // Last, as what comes after it would stand under its heading.
+    #[command(flatten)]
+    binding: Binding,
 }
 
 /// How closely the checkpoint must be the patch's base.

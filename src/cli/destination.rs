@@ -36,7 +36,7 @@ struct Place {
 /// How much of the touched tensors is compared.
 #[derive(clap::Args)]
 pub(super) struct Compared {
-    /// Compare only the touched rows, or the touched tensors as a whole.
+    /// Compare only the touched rows, or the touched tensors as a whole [default: tensors with -o, else rows].
     #[arg(long, value_name = "DEPTH", value_parser = depth())]
     check: Option<Depth>,
 }
