@@ -394,6 +394,12 @@ fn indices_that_lie() {
         ("an absolute shard", |dir| index(dir, SECOND, "/etc/passwd"), Refused(6), &["/etc/passwd", "plain file name"]),
         ("a shard behind a backslash", |dir| index(dir, SECOND, "..\\\\x"), Refused(6), &["x\"", "plain file name"]),
         ("a shard in a folder", |dir| index(dir, SECOND, "original/x"), Refused(6), &["original/x", "plain file name"]),
+        (
+            "a shard that is called a template",
+            |dir| index(dir, SECOND, "chat_template.jinja"),
+            Refused(6),
+            &["ends in .safetensors"],
+        ),
         ("a hidden shard", |dir| index(dir, SECOND, ".x"), Refused(6), &["\".x\"", "plain file name"]),
         ("no name", |dir| index(dir, SECOND, ""), Refused(6), &["\"\"", "plain file name"]),
         (
@@ -613,10 +619,15 @@ fn large_headers_take_memory_in_proportion() {
             "tensor",
         ),
         ("a list", index(format!(r#"{{"x":[{}0]}}"#, fill("0,"))), 6, "weight_map"),
-        ("a map", index(format!(r#"{{"weight_map":{{{}}}}}"#, many(&|n| format!(r#""{n:08}":"m""#)))), 6, "missing"),
+        (
+            "a map",
+            index(format!(r#"{{"weight_map":{{{}}}}}"#, many(&|n| format!(r#""{n:08}":"m.safetensors""#)))),
+            6,
+            "missing",
+        ),
         (
             "shards",
-            index(format!(r#"{{"weight_map":{{{}}}}}"#, many(&|n| format!(r#""{n:08}":"{n:08}""#)))),
+            index(format!(r#"{{"weight_map":{{{}}}}}"#, many(&|n| format!(r#""{n:08}":"{n:08}.safetensors""#)))),
             6,
             "missing",
         ),

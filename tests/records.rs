@@ -223,7 +223,7 @@ fn another_base_takes_the_publishers_word_or_a_reason() {
     let world = world();
     let dir = world.path();
     let (touched, _) = rows(dir);
-    edit_row(&dir.join("base"), touched[0]);
+    edit_row(&dir.join("base"), touched[1]);
     let other = snapshot(&dir.join("base"));
     fails(dir, IN_PLACE, 5, &[GATE, "--level descendant"]);
     let loose = [IN_PLACE, &["--level", "architecture"]].concat();
@@ -302,7 +302,10 @@ fn a_descendant_is_taken_within_the_publishers_tolerance() {
         record["predicate"]["distances"].as_object().unwrap().values().map(|far| far.as_u64().unwrap()).collect();
     assert!(far.len() == 7 && far.iter().all(|far| (20_000..80_000).contains(far)), "{far:?}");
     assert_eq!(run(dir, &["status", "near"]).code, Some(0));
-    fails(dir, &["revert", "near", "--in-place", "--patch", "p.nestpatch", "--key", "key.pub"], 5, &[GATE]);
+    let other = ["revert", "near", "--in-place", "--patch", "p.nestpatch", "--key", "key.pub"];
+    fails(dir, &other, 5, &["record 1", "about some of the same rows"]);
+    let same = ["revert", "near", "--in-place", "--patch", "t.nestpatch", "--key", "key.pub"];
+    fails(dir, &same, 5, &[GATE, "belong to another base"]);
     succeeds(dir, &["revert", "near", "-o", "back"]);
     assert!(snapshot(&dir.join("back")) == before);
     succeeds(dir, &["revert", "near", "--in-place"]);
@@ -339,7 +342,9 @@ fn a_record_is_signed_on_request() {
         text.lines().find(|line| line.starts_with("  record")).unwrap().to_owned()
     };
     assert!(line(&[]).contains("not checked"));
-    assert!(line(&["--key", "me.pub"]).contains("signed by me.pub"));
+    assert!(line(&["--key", "me.pub", "--key", "key.pub"]).contains("signed by me.pub"));
+    let stranger = run(dir, &["status", "base", "--key", "me.pub"]);
+    assert!(stranger.code == Some(3) && stranger.stdout.contains("NOBODY who is trusted here"), "{stranger:?}");
     assert!(line(&["--key", "key.pub"]).contains("nobody who is trusted here"));
     let good = fs::read_to_string(&signed).unwrap();
     let mut envelope = json(&good);
@@ -347,6 +352,7 @@ fn a_record_is_signed_on_request() {
     envelope["signatures"][0]["sig"] = signature.into();
     fs::write(&signed, envelope.to_string()).unwrap();
     fails(dir, &["status", "base", "--key", "me.pub"], 3, &["me.pub"]);
+    fails(dir, &["revert", "base", "--in-place", "--key", "me.pub", "--key", "key.pub"], 3, &["me.pub"]);
     // A record that was changed is not the one that was signed.
     fs::write(&signed, good).unwrap();
     let record = dir.join("base/nestpatch/0001.json");
@@ -393,4 +399,206 @@ fn recovery_leaves_files_alone_that_are_not_what_was_interrupted() {
     let mended = succeeds(dir, &["status", "base"]);
     assert!(mended.stderr.contains("was undone"), "{mended:?}");
     assert!(snapshot(&dir.join("base")) == before);
+}
+
+/// Who can write the record folder cannot say what an exact base was.
+#[test]
+fn a_forged_record_restores_nothing() {
+    let world = world();
+    let dir = world.path();
+    let before = snapshot(&dir.join("base"));
+    succeeds(dir, IN_PLACE);
+    let path = dir.join("base/nestpatch/0001.json");
+    let mut record = json(&fs::read_to_string(&path).unwrap());
+    let touched = common::edits(&Checkpoint::open(&dir.join("base")).unwrap(), 7).touched_bytes() as usize;
+    // A residual that gives other rows: what the patch carries, one value changed.
+    let residual = vec![0; touched + 15 * 4 * 47];
+    fs::write(dir.join("base/nestpatch/0001.residual"), &residual).unwrap();
+    record["predicate"]["residual"] = nestpatch::digest::Blake3::of(&residual).to_string().into();
+    record["predicate"]["base"][0]["rows"] = "00".repeat(32).into();
+    let words = "was not the publisher's base, though it became the publisher's result";
+    for (level, reason) in [("architecture", Value::Null), ("architecture", "x".into()), ("descendant", "x".into())] {
+        record["predicate"]["level"] = level.into();
+        record["predicate"]["override"] = reason;
+        fs::write(&path, record.to_string()).unwrap();
+        for keys in [&[][..], &["--key", "key.pub"]] {
+            fails(dir, &[&["revert", "base", "--in-place"], keys].concat(), 6, &[words]);
+        }
+    }
+    succeeds(dir, &["revert", "base", "--in-place", "--patch", "p.nestpatch", "--key", "key.pub"]);
+    assert!(snapshot(&dir.join("base")) == before, "the record goes with the patch");
+}
+
+#[test]
+fn what_belongs_to_no_record_is_named_and_kept() {
+    let world = world();
+    let dir = world.path();
+    let state = dir.join("base/nestpatch");
+    succeeds(dir, IN_PLACE);
+    // A lost record, somebody's notes, and a folder that bears a number.
+    fs::rename(state.join("0001.json"), dir.join("aside")).unwrap();
+    fs::create_dir(state.join("0001.notes")).unwrap();
+    fs::write(state.join("0001.bak"), "mine").unwrap();
+    let status = succeeds(dir, &["status", "base"]).stdout;
+    for name in ["0001.nestpatch", "0001.marks", "0001.notes", "0001.bak"] {
+        assert!(status.contains(&format!("of no record: {name}")), "{name}: {status}");
+    }
+    fs::write(dir.join("1.nestpatch"), patch_of_rows(dir, 1, &[0, 3])).unwrap();
+    let before = snapshot(&state);
+    succeeds(dir, &["apply", "1.nestpatch", "base", "--key", "key.pub", "--in-place"]);
+    assert!(state.join("0002.json").exists(), "numbers are not used again");
+    succeeds(dir, &["revert", "base", "--in-place"]);
+    assert!(snapshot(&state) == before);
+    fs::rename(dir.join("aside"), state.join("0001.json")).unwrap();
+    succeeds(dir, &["revert", "base", "--in-place"]);
+    let left: Vec<_> = snapshot(&state).into_keys().collect();
+    assert_eq!(left, [Path::new("0001.bak"), Path::new("0001.notes/")]);
+    // Something lies where a record's file is to go.
+    fs::write(state.join("0003.marks"), "mine").unwrap();
+    fs::remove_dir(state.join("0001.notes")).unwrap();
+    succeeds(dir, IN_PLACE);
+    assert_eq!(fs::read_to_string(state.join("0003.marks")).unwrap(), "mine");
+    assert!(state.join("0004.json").exists());
+}
+
+#[test]
+fn marks_are_needed_only_to_tell_rows() {
+    let world = world();
+    let dir = world.path();
+    let before = snapshot(&dir.join("base"));
+    let (touched, _) = rows(dir);
+    succeeds(dir, IN_PLACE);
+    fs::write(dir.join("base/nestpatch/0001.marks"), "damaged").unwrap();
+    edit_row(&dir.join("base"), touched[1]);
+    fails(dir, &["revert", "base", "--in-place"], 5, &[GATE]);
+    fails(dir, &["revert", "base", "--in-place", "--leave-edited"], 5, &["no record tells which"]);
+    edit_row(&dir.join("base"), touched[1]);
+    succeeds(dir, &["revert", "base", "--in-place"]);
+    assert!(snapshot(&dir.join("base")) == before);
+}
+
+/// NaN too is an edit, and one that may be left.
+#[test]
+fn a_row_that_is_no_number_any_more_can_be_left() {
+    let world = world();
+    let dir = world.path();
+    let (touched, _) = rows(dir);
+    succeeds(dir, IN_PLACE);
+    let (path, offset) = place(&dir.join("base"), touched[1]);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[offset..offset + 2].copy_from_slice(&[0xc0, 0x7f]);
+    fs::write(&path, &bytes).unwrap();
+    fails(dir, &["revert", "base", "--in-place"], 5, &[GATE, &format!("row {} was changed since", touched[1])]);
+    succeeds(dir, &["revert", "base", "--in-place", "--leave-edited"]);
+    assert_eq!(fs::read(&path).unwrap()[offset..offset + 2], [0xc0, 0x7f]);
+}
+
+/// Patches that share a tensor and no row come and go as whole tensors too.
+#[test]
+fn whole_tensors_are_compared_where_one_patch_alone_made_them() {
+    let world = world();
+    let dir = world.path();
+    let before = snapshot(&dir.join("base"));
+    for (number, rows) in [(1, [0, 3]), (2, [1, 4])] {
+        fs::write(dir.join(format!("{number}.nestpatch")), patch_of_rows(dir, number, &rows)).unwrap();
+    }
+    for number in ["1", "2"] {
+        succeeds(dir, &["apply", &format!("{number}.nestpatch"), "base", "--key", "key.pub", "--in-place"]);
+    }
+    let status = ["status", "base", "--check", "tensors"];
+    succeeds(dir, &status);
+    succeeds(dir, &["revert", "base", "--record", "1", "-o", "second"]);
+    succeeds(dir, &["revert", "base", "--record", "2", "-o", "first"]);
+    succeeds(dir, &["status", "second", "--check", "tensors"]);
+    succeeds(dir, &["status", "first", "--check", "tensors"]);
+    succeeds(dir, &["revert", "second", "-o", "back"]);
+    assert!(snapshot(&dir.join("back")) == before);
+    fs::remove_dir_all(dir.join("back")).unwrap();
+    succeeds(dir, &["revert", "first", "-o", "back"]);
+    assert!(snapshot(&dir.join("back")) == before);
+}
+
+/// A reader does not write: only verbs that change a checkpoint make it whole again.
+#[test]
+fn verbs_that_read_leave_an_interrupted_change_alone() {
+    let world = world();
+    let dir = world.path();
+    let before = snapshot(&dir.join("base"));
+    assert_ne!(common::run_with(dir, Some("kill@40"), IN_PLACE).code, Some(0));
+    assert!(dir.join("base/nestpatch/journal").exists());
+    for verb in [
+        &["verify", "p.nestpatch", "--key", "key.pub", "--checkpoint", "base"][..],
+        &["apply", "p.nestpatch", "base", "--key", "key.pub", "-o", "out"],
+        &["revert", "base", "-o", "out"],
+        &["audit", "p.nestpatch", "--key", "key.pub", "--base", "base", "--patched", "base"],
+    ] {
+        let ran = run(dir, verb);
+        assert!(
+            ran.code == Some(6) && ran.stderr.contains("`nestpatch status DIR` makes it whole") || verb[0] == "audit",
+            "{ran:?}"
+        );
+        assert!(dir.join("base/nestpatch/journal").exists(), "{verb:?}");
+    }
+    succeeds(dir, &["status", "base"]);
+    assert!(snapshot(&dir.join("base")) == before);
+    // A pipe in the journal's place is no journal, and nobody waits for it.
+    fs::create_dir(dir.join("base/nestpatch")).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(dir.join("base/nestpatch/journal")).status();
+    assert!(made.unwrap().success());
+    let piped = run(dir, &["status", "base"]);
+    assert!(piped.code == Some(6) && piped.stderr.contains("no regular file"), "{piped:?}");
+}
+
+#[test]
+fn a_level_looser_than_asked_for_is_not_taken() {
+    let world = world();
+    let dir = world.path();
+    fs::write(dir.join("t.nestpatch"), tolerant_patch(dir, "0.01")).unwrap();
+    descendant(&dir.join("far"), 0.3);
+    for (patch, words) in [("t.nestpatch", "from the base's rows"), ("p.nestpatch", "permits the patch at level exact")]
+    {
+        let apply = ["apply", patch, "far", "--key", "key.pub", "--in-place", "--override-binding", "x"];
+        fails(dir, &[&apply[..], &["--level", "descendant"]].concat(), 5, &[words]);
+    }
+    let empty = ["apply", "p.nestpatch", "far", "--key", "key.pub", "--in-place", "--override-binding", ""];
+    assert_eq!(run(dir, &empty).code, Some(2));
+}
+
+/// What a dry run promises about the disk holds, for rows and columns, kept residual and all.
+#[test]
+fn a_change_takes_no_more_disk_than_said() {
+    let world = world();
+    let dir = world.path();
+    edit_row(&dir.join("base"), rows(dir).0[1]);
+    let apply = [IN_PLACE, &["--level", "architecture", "--override-binding", "x", "--json"]].concat();
+    let said = json(&succeeds(dir, &[&apply[..], &["--dry-run"]].concat()).stdout)["disk_needed"].as_u64().unwrap();
+    // Killed where the journal and all of the record are there.
+    let most = (30..200).map(|call| {
+        let _ = fs::remove_dir_all(dir.join("copy"));
+        copy(&dir.join("base"), &dir.join("copy"));
+        let there = |arguments: &[&str]| {
+            arguments
+                .iter()
+                .map(|word| if *word == "base" { "copy" } else { word })
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        let words = there(&apply);
+        common::run_with(dir, Some(&format!("kill@{call}")), &words.iter().map(String::as_str).collect::<Vec<_>>());
+        let files = snapshot(&dir.join("copy"));
+        files.iter().filter(|(path, _)| path.starts_with("nestpatch")).map(|(_, bytes)| bytes.len() as u64).sum::<u64>()
+    });
+    let most = most.max().unwrap();
+    assert!(most > 4_000 && most <= said, "{most} of {said}");
+}
+
+fn copy(from: &Path, to: &Path) {
+    for (path, bytes) in snapshot(from) {
+        let to = to.join(&path);
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        match path.to_str().unwrap().ends_with('/') {
+            true => fs::create_dir_all(to).unwrap(),
+            false => fs::write(to, bytes).unwrap(),
+        }
+    }
 }

@@ -166,7 +166,7 @@ pub fn compare<'c>(
     let pairs: Vec<_> = tensors.iter().zip(edits).zip(here.zip(there)).collect();
     let found = in_parallel(&pairs, |((tensor, edit), (here, there))| {
         let whole = here.whole.filter(|_| depth == Depth::Tensors);
-        checkpoint.difference(tensor, edit, Digests { whole, ..**here }, there, progress)
+        checkpoint.difference(tensor, edit, side, (Digests { whole, ..**here }, there), progress)
     })?;
     let named = pairs.iter().zip(found).filter_map(|(((tensor, _), _), kind)| Some((tensor.name.clone(), kind?)));
     refuse(edits, side, named.map(|(tensor, kind)| Mismatch { tensor, kind }).collect())?;
@@ -207,17 +207,20 @@ impl Checkpoint {
         &self,
         tensor: &TensorInfo,
         edit: &Edit,
-        here: Digests,
-        there: &Digests,
+        side: Side,
+        (here, there): (Digests, &Digests),
         progress: &dyn Progress,
     ) -> Result<Option<MismatchKind>, BindError> {
         let (found, not_finite) = self.rows_digest(tensor, edit)?;
-        if let Some((row, column)) = not_finite {
-            return Ok(Some(MismatchKind::NotFinite { row, column }));
-        }
-        if let Some(expected) = here.rows.filter(|expected| *expected != found) {
-            let other_side = there.rows == Some(found);
-            return Ok(Some(MismatchKind::Rows { expected, found, other_side, edited: vec![] }));
+        if here.rows != Some(found) {
+            // What a patch made is finite; what somebody else made of it since is a difference like any other.
+            if let Some((row, column)) = not_finite.filter(|_| side == Side::Base) {
+                return Ok(Some(MismatchKind::NotFinite { row, column }));
+            }
+            if let Some(expected) = here.rows {
+                let other_side = there.rows == Some(found);
+                return Ok(Some(MismatchKind::Rows { expected, found, other_side, edited: vec![] }));
+            }
         }
         let Some(expected) = here.whole else { return Ok(None) };
         let found = self.digest(tensor, edit.dtype(), progress)?;

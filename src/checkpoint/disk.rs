@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use super::CheckpointError;
@@ -170,11 +170,14 @@ pub(crate) fn sync(file: &File, path: &Path) -> Result<()> {
     fault::step(path).and_then(|()| file.sync_all()).map_err(failed("sync", path))
 }
 
+/// Files that may wait for it: each is held open.
+const MAX_WAITING: usize = 64;
+
 /// Forces files to the disk on a thread of its own, while the caller writes the next. The caller's calls are the steps
 /// that a test can strike at; the thread has none, so their order stays the same. Dropped unfinished, it ends by itself.
 #[derive(Debug)]
 pub(crate) struct Syncer {
-    queue: Sender<(Arc<File>, PathBuf)>,
+    queue: SyncSender<(Arc<File>, PathBuf)>,
     waiting: Arc<AtomicUsize>,
     thread: JoinHandle<Result<()>>,
 }
@@ -185,7 +188,7 @@ impl Syncer {
     /// # Errors
     /// The system has none to give; `path` is what it was for.
     pub(crate) fn start(path: &Path) -> Result<Self> {
-        let (queue, files) = channel();
+        let (queue, files) = sync_channel(MAX_WAITING);
         let waiting = Arc::new(AtomicUsize::new(0));
         let left = Arc::clone(&waiting);
         let thread = thread::Builder::new().spawn(move || sync_each(&files, &left)).map_err(failed("sync", path))?;

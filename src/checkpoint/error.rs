@@ -72,7 +72,7 @@ pub enum CheckpointError {
         source: Box<HeaderError>,
     },
     /// The index names a file outside the folder.
-    #[error("{}: shard name {name:?}: expected a plain file name", index.display())]
+    #[error("{}: shard name {name:?}: expected a plain file name that ends in .safetensors", index.display())]
     ShardName {
         /// The index file.
         index: PathBuf,

@@ -20,19 +20,31 @@ pub struct OtherFile {
 }
 
 impl Checkpoint {
-    /// All files below the folder, by path, without those that make up the checkpoint (weights, index, config.json) and
-    /// the folder of apply records. Links count as what they lead to.
+    /// All files below the folder, by path, without those that make up the checkpoint (weights, index, config.json), apply
+    /// records ([`is_state_file`]), and what version control and downloads keep in `.git` and `.cache`. Links count as what
+    /// they lead to.
     ///
     /// # Errors
     /// Something that is no file, a link to nowhere, a folder inside itself.
     pub fn other_files(&self) -> Result<Vec<OtherFile>, CheckpointError> {
         let own = |path: &Path| {
             let named = |name: &str| path == Path::new(name);
-            path.starts_with(STATE_FOLDER) || named(CONFIG) || named(INDEX) || self.shard_names().any(named)
+            let kept_by_others = [".git", ".cache"].iter().any(|folder| path.starts_with(folder) && !named(folder));
+            let record = path.strip_prefix(STATE_FOLDER).is_ok_and(is_state_file);
+            record || kept_by_others || named(CONFIG) || named(INDEX) || self.shard_names().any(named)
         };
         let items = tree::list(self.dir())?.into_iter().filter(|item| !item.folder && !own(&item.path));
         Ok(items.map(|item| OtherFile { length: item.length(), path: item.path }).collect())
     }
+}
+
+/// Whether a path below the state folder is what this tool puts there: `NNNN.` and a known ending, or a journal.
+pub fn is_state_file(path: &Path) -> bool {
+    let Some(name) = path.to_str() else { return false };
+    let (number, ending) = name.split_once('.').unwrap_or((name, ""));
+    let numbered = number.len() >= 4 && number.bytes().all(|digit| digit.is_ascii_digit());
+    let kinds = ["json", "nestpatch", "marks", "residual", "dsse.json"];
+    (numbered && kinds.contains(&ending)) || matches!(name, "journal" | "journal.tmp" | "journal.done")
 }
 
 /// Whether two files hold the same bytes; reports those of one of them.
@@ -59,6 +71,20 @@ fn fill(file: &mut File, buffer: &mut Vec<u8>) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_records_and_journals_are_the_tools_own() {
+        for own in
+            ["0001.json", "0012.marks", "12345.dsse.json", "0001.residual", "0002.nestpatch", "journal", "journal.tmp"]
+        {
+            assert!(is_state_file(Path::new(own)), "{own}");
+        }
+        for other in
+            ["", "evil.py", "0001.py", "1.json", "0001", "0001.json/x", "a/0001.json", "journals", "x0001.json"]
+        {
+            assert!(!is_state_file(Path::new(other)), "{other}");
+        }
+    }
 
     #[test]
     fn every_byte_counts() {

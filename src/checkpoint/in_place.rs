@@ -178,6 +178,11 @@ impl Checkpoint {
         self.lock_for_change()?;
         let shards = self.open_for_writing(tensors)?;
         let state = self.make_state_folder()?;
+        // What is undone is removed: so nothing that was there before may bear such a name.
+        let taken = intent.created.iter().map(|name| state.join(name)).find(|path| path.symlink_metadata().is_ok());
+        if let Some(path) = taken {
+            return Err(CheckpointError::Exists { path }.into());
+        }
         let journaled = self.write_journal(intent, &shards, &state, save);
         let saved = journaled.inspect_err(|_| drop(roll_back(&self.dir, &state)))?;
         let changer = Changer { shards, state };
@@ -314,7 +319,12 @@ fn play_back(dir: &Path, path: &Path, journal: &mut Reader) -> Result<u64, Check
     }
     let open = |shard: &ShardName| {
         let path = dir.join(&shard.name);
-        Ok((open_own(&path, shard.length)?, path))
+        match open_own(&path, shard.length) {
+            Err(CheckpointError::Changed { path, expected, found }) => {
+                Err(CheckpointError::Stranger { path, offset: expected.min(found) })
+            }
+            file => Ok((file?, path)),
+        }
     };
     let shards = journal.header.shards.iter().map(open).collect::<Result<Vec<_>, CheckpointError>>()?;
     let mut present = Vec::new();

@@ -171,6 +171,10 @@ pub(super) struct Reader {
 impl Reader {
     pub(super) fn open(path: &Path) -> Result<Self, CheckpointError> {
         let failed = || CheckpointError::io("read", path);
+        // Looked at before it is opened: opening a pipe would wait for a writer.
+        if !path.metadata().map_err(failed())?.is_file() {
+            return Err(unusable(path, "it is no regular file"));
+        }
         let file = File::open(path).map_err(failed())?;
         let total = file.metadata().map_err(failed())?.len();
         let body = total.checked_sub(DIGEST_BYTES).ok_or_else(|| unusable(path, "it is too short"))?;

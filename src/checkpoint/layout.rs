@@ -13,6 +13,8 @@ use crate::tensor::TensorName;
 
 /// The only weights file of an unsharded checkpoint.
 const SINGLE: &str = "model.safetensors";
+/// How the names of weight files end.
+const ENDING: &str = ".safetensors";
 /// The index of a sharded checkpoint.
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// The configuration.
@@ -76,7 +78,8 @@ fn read_index(dir: &Path) -> Result<Layout, CheckpointError> {
         let (Ok(tensor), Some(shard)) = (TensorName::new(tensor.as_str()), shard.as_str()) else {
             return Err(CheckpointError::Content { path, expected: "printable tensor names mapped to file names" });
         };
-        if !is_plain(shard) {
+        // Any other name would be read as something else by whoever loads the folder.
+        if !is_plain(shard) || !shard.ends_with(ENDING) {
             return Err(CheckpointError::ShardName { index: path, name: shard.chars().take(80).collect() });
         }
         weight_map.insert(tensor, shard.to_owned());

@@ -33,7 +33,7 @@ pub use binding::{BoundBase, Depth, Digests, Sides, compare, config_differences,
 pub use disk::{Amendment, free_bytes, write_new};
 pub use distance::{Distance, distances};
 pub use error::CheckpointError;
-pub use files::{OtherFile, same_bytes};
+pub use files::{OtherFile, is_state_file, same_bytes};
 pub use header::StoredType;
 pub use hub::{HubSnapshot, hub_snapshot};
 pub use in_place::{Changer, Intent, Recovery, Saver, is_interrupted, recover};

@@ -54,7 +54,7 @@ struct Binding {
     #[arg(long, value_name = "LEVEL", default_value = "exact", value_parser = level())]
     level: Level,
     /// Set aside what the publisher permits, with a reason that goes into the apply record.
-    #[arg(long, value_name = "REASON")]
+    #[arg(long, value_name = "REASON", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     override_binding: Option<String>,
 }
 
@@ -117,7 +117,7 @@ fn text(done: &Applied) -> String {
     let mut lines = vec![
         ("patch", done.patch.short()),
         ("signed by", signers),
-        ("base", format!("{}, by the {compared} of {tensors}", done.level.as_str())),
+        ("base", format!("{}, by the {compared}", done.level.as_str())),
     ];
     lines.extend(done.override_binding.iter().map(|reason| ("override", reason.clone())));
     lines.extend([

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::failure::Failure;
-use super::open_checkpoint;
+use super::mend;
 use crate::checkpoint::{Checkpoint, Depth, check_target};
 use crate::patch::apply::Target;
 
@@ -75,7 +75,10 @@ impl Destination {
 
     /// Opens the checkpoint for a change: what can be refused at once is, and a change in place has it to itself.
     pub(super) fn open(&self, dir: &Path) -> Result<Checkpoint, Failure> {
-        let checkpoint = open_checkpoint(dir)?;
+        if self.place.in_place {
+            mend(dir)?;
+        }
+        let checkpoint = Checkpoint::open(dir)?;
         match &self.place.output {
             Some(out) => drop(check_target(&checkpoint, out)?),
             None => checkpoint.lock_for_change()?,

@@ -8,11 +8,10 @@ use serde::Serialize;
 use super::failure::{Exit, Failure};
 use super::labels::{Labels, folder_name, require_new};
 use super::levels::LevelOptions;
-use super::open_checkpoint;
 use super::output::{Output, bytes, count, fields, grouped, warn};
 use super::passphrase::SigningKey;
 use super::progress::Bars;
-use crate::checkpoint::write_new;
+use crate::checkpoint::{Checkpoint, write_new};
 use crate::digest::Sha256;
 use crate::format::{Edit, Kind};
 use crate::patch::Contents;
@@ -81,7 +80,7 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
     require_new(&arguments.output)?;
     let about = arguments.labels.about(&arguments.output, &arguments.base)?;
     let about = About { levels: arguments.levels.levels(), ..about };
-    let (base, tuned) = (open_checkpoint(&arguments.base)?, open_checkpoint(&arguments.tuned)?);
+    let (base, tuned) = (Checkpoint::open(&arguments.base)?, Checkpoint::open(&arguments.tuned)?);
     let key = arguments.key.read()?;
     let others = other_files(&base, &tuned)?;
     if !others.is_empty() {

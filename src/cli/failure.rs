@@ -5,7 +5,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use super::trusted::hint_of_seen;
-use crate::checkpoint::{BindError, CheckpointError, MismatchKind, hub_snapshot};
+use crate::checkpoint::{BindError, CheckpointError, MismatchKind, Side, hub_snapshot};
 use crate::format::{PatchStatus, PayloadError};
 use crate::patch::verify::is_malformed;
 use crate::patch::{EffectError, PatchError, RecordError};
@@ -174,6 +174,8 @@ fn exit_of(error: &PatchError) -> Exit {
             | RecordError::Rule { .. }
             | RecordError::Tensors { .. }
             | RecordError::Envelope { .. }
+            | RecordError::TooLong { .. }
+            | RecordError::Doubtful { .. }
             | RecordError::Full { .. } => Exit::Checkpoint,
         },
         PatchError::Effect(EffectError::Bind(error)) => exit_of_bind(error),
@@ -184,6 +186,8 @@ fn exit_of(error: &PatchError) -> Exit {
         PatchError::StaleRecord { .. }
         | PatchError::AlreadyApplied { .. }
         | PatchError::Covered { .. }
+        | PatchError::AlsoRecorded { .. }
+        | PatchError::NoMarks
         | PatchError::LevelNotPermitted { .. }
         | PatchError::NoSketch
         | PatchError::TooFar { .. }
@@ -226,8 +230,8 @@ fn hint_of(error: &PatchError) -> Option<&'static str> {
         PatchError::Checkpoint(error)
         | PatchError::Bind(BindError::Checkpoint(error))
         | PatchError::Record(RecordError::Checkpoint(error)) => hint_of_checkpoint(error),
-        PatchError::Bind(BindError::Mismatch { mismatches, .. }) => {
-            hint_of_mismatch(mismatches.first().map(|one| &one.kind)?)
+        PatchError::Bind(BindError::Mismatch { mismatches, side, .. }) => {
+            hint_of_mismatch(mismatches.first().map(|one| &one.kind)?, *side)
         }
         PatchError::Trust(TrustError::Unsigned { .. } | TrustError::Untrusted { .. }) => {
             Some("get the publisher's public key from them, not from the patch's source, and give it with --key")
@@ -252,10 +256,17 @@ fn hint_of(error: &PatchError) -> Option<&'static str> {
         PatchError::Record(RecordError::None { .. }) => Some(
             "`nestpatch status DIR` shows what is applied; without a record, `revert --patch PATCH` takes a patch back",
         ),
+        PatchError::Record(RecordError::Doubtful { .. }) => Some(
+            "on the exact base `revert --patch PATCH` goes by the publisher's word; `apply --sign-with KEY` signs a record, and \
+             `revert --key PUB` then believes it",
+        ),
         PatchError::Record(RecordError::NoSuch { .. }) | PatchError::AlreadyApplied { .. } => {
             Some("`nestpatch status DIR` shows what is applied")
         }
         PatchError::Covered { .. } => Some("take the newer one back first"),
+        PatchError::AlsoRecorded { .. } => {
+            Some("take that one back by its record: `nestpatch status DIR` numbers them")
+        }
         PatchError::LevelNotPermitted { .. } | PatchError::TooFar { .. } | PatchError::Config { .. } => {
             Some("to go against the publisher's word, give a reason with --override-binding; it goes into the record")
         }
@@ -268,7 +279,11 @@ fn hint_of_checkpoint(error: &CheckpointError) -> Option<&'static str> {
         CheckpointError::Exists { .. } => Some("choose another -o, or remove it first; nothing is overwritten"),
         CheckpointError::MissingShards { .. } => Some("the download is incomplete: fetch the missing files again"),
         CheckpointError::Busy { .. } => Some("wait for the other process to end"),
-        CheckpointError::Interrupted { .. } => Some("`nestpatch status DIR` mends it"),
+        CheckpointError::Interrupted { .. } => Some("`nestpatch status DIR` makes it whole again"),
+        CheckpointError::Journal { .. } => Some(
+            "nothing was restored; if the journal came with a download, remove the nestpatch folder, else fetch the \
+             weights anew",
+        ),
         CheckpointError::Stranger { .. } => Some(
             "put the file back as it was; if the checkpoint was fetched anew and is whole, remove its nestpatch folder",
         ),
@@ -295,8 +310,11 @@ fn hint_of_checkpoint(error: &CheckpointError) -> Option<&'static str> {
     }
 }
 
-fn hint_of_mismatch(kind: &MismatchKind) -> Option<&'static str> {
+fn hint_of_mismatch(kind: &MismatchKind, side: Side) -> Option<&'static str> {
     match kind {
+        MismatchKind::Rows { other_side: true, .. } if side == Side::Result => {
+            Some("the patch is not applied, or was taken back already: `nestpatch status DIR` shows what is applied")
+        }
         MismatchKind::Rows { other_side: true, .. } => {
             Some("the patch is already where you want to bring it: `nestpatch status DIR` shows what is applied")
         }
@@ -306,6 +324,9 @@ fn hint_of_mismatch(kind: &MismatchKind) -> Option<&'static str> {
         MismatchKind::NotFinite { .. } => Some("the weights are damaged: fetch the checkpoint again"),
         MismatchKind::Elsewhere { .. } => {
             Some("the touched rows are as expected; --check rows is content with that, whatever else is in the tensors")
+        }
+        MismatchKind::Rows { .. } if side == Side::Result => {
+            Some("they were changed since, or belong to another base: `nestpatch status DIR` shows what is applied")
         }
         MismatchKind::Rows { .. } => Some(
             "if it is a fine-tuned child of the base, --level descendant may take it; `nestpatch inspect PATCH` names \

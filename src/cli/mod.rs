@@ -27,6 +27,7 @@ mod trust;
 mod trusted;
 mod verify;
 
+use std::env;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -83,6 +84,11 @@ pub fn main() -> ExitCode {
         Err(error) => return misused(&error),
     };
     let output = Output { json: arguments.json, quiet: arguments.quiet };
+    if output.json && env::args_os().any(|argument| argument.to_str().is_none()) {
+        let refused = Failure::message(Exit::Usage, "with --json, every argument must be UTF-8, as JSON is");
+        warn(refused.to_string().trim_end());
+        return refused.exit().into();
+    }
     let exit = run(arguments.verb, output).unwrap_or_else(|failure| {
         warn(failure.to_string().trim_end());
         failure.exit()
@@ -124,12 +130,13 @@ fn misused(error: &clap::Error) -> ExitCode {
     if error.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() }
 }
 
-/// Opens a checkpoint, mending it first if its last change was interrupted, and says so.
-fn open_checkpoint(dir: &Path) -> Result<Checkpoint, Failure> {
+/// Mends a checkpoint whose last change in place was interrupted, and says so. Only for verbs that change it: whoever
+/// merely reads one does not write to it.
+fn mend(dir: &Path) -> Result<(), Failure> {
     if let Some(recovery) = recover(dir)? {
-        warn(&format!("{}: {recovery}", dir.display()));
+        warn(&format!("{}: {}", dir.display(), recovery.to_string().replace('\n', "\\n")));
     }
-    Ok(Checkpoint::open(dir)?)
+    Ok(())
 }
 
 /// Files that another program may load instead, and that no patch reaches.

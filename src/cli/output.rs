@@ -116,9 +116,9 @@ pub(super) fn table(rows: &[Vec<String>]) -> String {
     text
 }
 
-/// Labelled lines below a heading, the labels in one column.
+/// Labelled lines below a heading, the labels in one column; each stays on its line, whatever is in it.
 pub(super) fn fields(lines: &[(&str, String)]) -> String {
-    lines.iter().map(|(label, value)| format!("  {label:<12}{value}\n")).collect()
+    lines.iter().map(|(label, value)| format!("  {label:<12}{}\n", value.replace('\n', "\\n"))).collect()
 }
 
 /// A number of bytes for people: `858 kB`, `2.47 GB`.

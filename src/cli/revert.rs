@@ -9,6 +9,7 @@ use super::progress::Bars;
 use super::trusted::{Keys, no_key, read_patch};
 use crate::checkpoint::Depth;
 use crate::format::Level;
+use crate::patch::record::SignedBy;
 use crate::patch::revert::{Reverted, Which, find, revert};
 use crate::patch::verify::verify;
 
@@ -29,12 +30,12 @@ pub(super) struct Arguments {
     /// Take back the patch of this record (`status` numbers them) from below newer ones, if they touch none of its rows.
     #[arg(long, value_name = "N", conflicts_with = "patch")]
     record: Option<u32>,
-    /// Take back this patch, which needs no record: it must carry a residual, be trusted, and have been applied to its
-    /// exact base.
+    /// Take back this patch by its publisher's word alone, whatever the checkpoint's records say: it must carry a residual,
+    /// be trusted, and have been applied to its exact base.
     #[arg(long, value_name = "PATCH")]
     patch: Option<PathBuf>,
-    /// Leave rows as they are that were changed since the patch was applied, instead of refusing.
-    #[arg(long)]
+    /// Leave rows as they are that were changed since the patch was applied, instead of refusing; the record tells which.
+    #[arg(long, conflicts_with = "patch")]
     leave_edited: bool,
 }
 
@@ -79,22 +80,30 @@ fn text(done: &Reverted) -> String {
         _ => "what they were before",
     };
     let compared = match (done.left.is_empty(), done.compared) {
-        (false, _) => format!("all rows but those left are {whose}, byte for byte"),
+        (false, _) => format!("{whose}, but for the rows left; in their tensors the other rows have no signed digest"),
         (true, Depth::Rows) => format!("the touched rows are {whose}, byte for byte"),
         (true, Depth::Tensors) => format!("the touched tensors are {whose}, byte for byte"),
     };
     let remaining = match done.remaining {
-        0 => "no patch".to_owned(),
+        0 => "no recorded patch".to_owned(),
         1 => "1 patch is applied".to_owned(),
         more => format!("{more} patches are applied"),
     };
-    let lines = [
+    let signers = done.record_signers.iter().map(SignedBy::to_string).collect::<Vec<_>>().join(", ");
+    let record = match (&done.level, signers.is_empty()) {
+        (Level::Exact, _) => None,
+        (_, false) => Some(format!("signed by {signers}")),
+        (_, true) => Some("the only word on what the rows were before, and signed by nobody trusted here".to_owned()),
+    };
+    let mut lines = vec![
         ("patch", done.patch.short()),
+        ("base", done.level.as_str().to_owned()),
         ("restored", format!("{} in {}", count(done.rows, "row"), count(done.tensors, "tensor"))),
         ("changed", count(done.changed, "element")),
         ("result", compared),
         ("remaining", remaining),
         ("output", done.output.display().to_string()),
     ];
+    lines.extend(record.map(|record| ("record", record)));
     format!("Reverted {} on {}\n{}", done.name, done.checkpoint.display(), fields(&lines))
 }

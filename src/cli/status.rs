@@ -10,13 +10,13 @@ use super::output::{Output, count, fields, warn};
 use super::progress::Bars;
 use super::trusted::Keys;
 use crate::checkpoint::{Checkpoint, Depth, recover};
-use crate::patch::record::SignedBy;
+use crate::patch::record::{Record, SignedBy};
 use crate::patch::status::{Signed, State, Status, StatusEntry, status};
 
 /// Show what is applied to a checkpoint, and whether it still holds.
 ///
 /// Mends the checkpoint first if a change in place was interrupted, and says how. Reads only the touched rows, unless
-/// --check asks for more. Signatures on records are checked with the keys given.
+/// --check asks for more. Signatures on patches and records are checked with the keys given.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
     /// The checkpoint's folder.
@@ -38,7 +38,7 @@ struct Report {
 
 pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure> {
     let (dir, policy) = (&arguments.checkpoint, arguments.keys.policy()?);
-    let recovered = recover(dir)?.map(|recovery| recovery.to_string());
+    let recovered = recover(dir)?.map(|recovery| recovery.to_string().replace('\n', "\\n"));
     if let Some(recovery) = &recovered {
         warn(&format!("{}: {recovery}", dir.display()));
     }
@@ -49,7 +49,9 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
     bars.clear();
     output.data("nestpatch/status/1", &report, text)?;
     let unreadable = |entry: &StatusEntry| matches!(entry.state, State::Unreadable { .. });
+    let by_nobody = |entry: &StatusEntry| matches!(&entry.patch_signed, Signed::By { signers } if signers.is_empty());
     Ok(match report.status.is_sound() {
+        true if report.status.applied.iter().any(by_nobody) => Exit::Untrusted,
         true => Exit::Done,
         false if report.status.applied.iter().any(unreadable) => Exit::Checkpoint,
         false => Exit::Base,
@@ -63,8 +65,10 @@ fn text(report: &Report) -> String {
         1 => format!("{}: 1 patch is applied\n", report.checkpoint.display()),
         more => format!("{}: {more} patches are applied\n", report.checkpoint.display()),
     };
-    let strays = report.status.strays.iter().map(|name| format!("  not reached by patches: {name}\n"));
-    heading + &applied.iter().map(entry).collect::<String>() + &strays.collect::<String>()
+    let strays = report.status.strays.iter().map(|name| ("not reached by patches", name));
+    let unrecorded = report.status.unrecorded.iter().map(|name| ("in the nestpatch folder, and of no record", name));
+    let notes = strays.chain(unrecorded).map(|(what, name)| format!("  {what}: {}\n", name.replace('\n', "\\n")));
+    heading + &applied.iter().map(entry).collect::<String>() + &notes.collect::<String>()
 }
 
 fn entry(entry: &StatusEntry) -> String {
@@ -80,14 +84,24 @@ fn entry(entry: &StatusEntry) -> String {
             "patch",
             format!("{} (series {}, number {})", record.patch.id.short(), record.patch.series, record.patch.sequence),
         ),
-        ("signed by", record.signers.iter().map(SignedBy::to_string).collect::<Vec<_>>().join(", ") + " (as recorded)"),
+        ("signed by", signers(record, &entry.patch_signed)),
         ("applied", format!("{} at level {}", record.applied, record.level.as_str())),
     ];
     lines.extend(record.override_binding.iter().map(|reason| ("override", reason.clone())));
     lines.extend(signed(&entry.signed).map(|signed| ("record", signed)));
     lines.extend(entry.rows.map(|rows| ("rows", count(rows, "row"))));
     lines.push(("state", state));
-    format!("{}. {}\n{}", record.number, record.patch.name, fields(&lines))
+    format!("{}. {}\n{}", record.number, record.patch.name.replace('\n', "\\n"), fields(&lines))
+}
+
+/// Whose signatures the patch has: checked if keys were given, else what the record says.
+fn signers(record: &Record, checked: &Signed) -> String {
+    let list = |signers: &[SignedBy]| signers.iter().map(SignedBy::to_string).collect::<Vec<_>>().join(", ");
+    match checked {
+        Signed::By { signers } if signers.is_empty() => "NOBODY who is trusted here".to_owned(),
+        Signed::By { signers } => list(signers),
+        _ => list(&record.signers) + " (as recorded, not checked)",
+    }
 }
 
 fn signed(signed: &Signed) -> Option<String> {

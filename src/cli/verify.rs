@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::failure::{Exit, Failure};
-use super::open_checkpoint;
 use super::output::{Output, fields, on_one_line};
 use super::progress::Bars;
 use super::trusted::{Trusted, read_patch};
+use crate::checkpoint::Checkpoint;
 use crate::patch::verify::{Examination, Standing, Verdict, examine};
 
 /// Say what is proven about a patch and what is not.
@@ -37,7 +37,7 @@ struct Report<'a> {
 pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure> {
     let policy = arguments.trusted.policy()?;
     let bytes = read_patch(&arguments.patch)?;
-    let checkpoint = arguments.checkpoint.as_deref().map(open_checkpoint).transpose()?;
+    let checkpoint = arguments.checkpoint.as_deref().map(Checkpoint::open).transpose()?;
     let bars = Bars::new(output);
     let found = examine(bytes, policy.as_ref(), checkpoint.as_ref(), &bars)?;
     bars.clear();

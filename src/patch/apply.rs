@@ -9,16 +9,17 @@ use serde::Serialize;
 use super::assemble::this_tool;
 use super::bind::Bound;
 use super::effect;
-use super::record::{AppliedPatch, Record, RowsDigest, SignedBy, next_number};
-use super::rewrite::{Outcome, Rewrite};
+use super::record::{AppliedPatch, Record, RecordError, RowsDigest, SignedBy, next_number};
+use super::rewrite::{MARK, Outcome, Rewrite};
 use super::status::{Status, status};
 use super::{Contents, PatchError, VerifiedPatch};
 use crate::checkpoint::{
     Checkpoint, Depth, Intent, Progress, STATE_FOLDER, Side, Untouched, check_target, copied_bytes, free_bytes,
 };
 use crate::digest::{Blake3, Sha256};
+use crate::format::limits::{MAX_ENVELOPE_BYTES, MAX_JSON_INTEGER};
 use crate::format::residual::Residual;
-use crate::format::{Envelope, Level, Timestamp};
+use crate::format::{Edit, Edits, Envelope, EnvelopeError, Layout, Level, Timestamp};
 use crate::tensor::TensorName;
 use crate::trust::SecretKey;
 
@@ -59,6 +60,11 @@ impl<'a> Options<'a> {
     /// All of the touched tensors compared, the record not signed.
     pub fn new(target: Target<'a>) -> Self {
         Self { target, check: Depth::Tensors, record_key: None }
+    }
+
+    /// What of them can be had at a level: only of the exact base are whole tensors known.
+    fn at(self, level: &Level) -> Self {
+        Self { check: if *level == Level::Exact { self.check } else { Depth::Rows }, ..self }
     }
 }
 
@@ -120,15 +126,17 @@ pub fn apply(
     options: Options<'_>,
     progress: &dyn Progress,
 ) -> Result<Applied, PatchError> {
-    let mut applied = plan(patch, bound, options)?;
+    let options = options.at(bound.base.level());
     let contents = patch.contents();
+    let shared = refuse_records(contents, bound.base.checkpoint())?;
+    let mut applied = plan(patch, bound, options)?;
     let residual = residual_for(contents, bound)?;
     // What was worked out here is nowhere else, and so must be kept.
     let kept = match &residual {
         Cow::Owned(residual) => Some(residual),
         Cow::Borrowed(_) => None,
     };
-    let note = Note { patch, bound, options, number: applied.record, kept };
+    let note = Note { patch, bound, options, number: applied.record, kept, shared };
     let left = BTreeSet::new();
     let rewrite = Rewrite { bound: &bound.base, contents, residual: &residual, left: &left, check: options.check };
     let outcome = match options.target.folder() {
@@ -161,10 +169,12 @@ pub fn dry_run(
     options: Options<'_>,
     progress: &dyn Progress,
 ) -> Result<Applied, PatchError> {
+    let options = options.at(bound.base.level());
+    let contents = patch.contents();
+    refuse_records(contents, bound.base.checkpoint())?;
     let mut applied = plan(patch, bound, options)?;
     applied.dry_run = true;
-    let contents = patch.contents();
-    if options.check == Depth::Tensors && *bound.base.level() == Level::Exact {
+    if options.check == Depth::Tensors {
         expect_signed_tensors(contents, bound, progress)?;
     }
     let (residual, left) = (residual_for(contents, bound)?, BTreeSet::new());
@@ -187,10 +197,11 @@ fn expect_signed_tensors(contents: &Contents, bound: &Bound<'_>, progress: &dyn 
     Ok(())
 }
 
-/// A new record on top of one that no longer holds could never be taken back.
-fn refuse_records(contents: &Contents, checkpoint: &Checkpoint) -> Result<(), PatchError> {
+/// A new record on top of one that no longer holds could never be taken back. Gives the tensors that both touch.
+fn refuse_records(contents: &Contents, checkpoint: &Checkpoint) -> Result<BTreeSet<TensorName>, PatchError> {
     let Status { applied, .. } = status(checkpoint, Depth::Rows, None, &())?;
     let path = |record: &Record| checkpoint.dir().join(STATE_FOLDER).join(record.file_name());
+    let mut shared = BTreeSet::new();
     for entry in applied {
         if !entry.is_sound() {
             return Err(PatchError::StaleRecord { path: path(&entry.record), name: entry.record.patch.name });
@@ -198,8 +209,10 @@ fn refuse_records(contents: &Contents, checkpoint: &Checkpoint) -> Result<(), Pa
         if entry.record.patch.id == contents.id() {
             return Err(PatchError::AlreadyApplied { path: path(&entry.record), name: entry.record.patch.name });
         }
+        shared.extend(entry.record.result.into_iter().map(|touched| touched.name));
     }
-    Ok(())
+    shared.retain(|tensor| contents.edits.get(tensor).is_some());
+    Ok(shared)
 }
 
 /// What takes the patch back: on the exact base what it carries; where that is another or it carries none, what is
@@ -215,15 +228,13 @@ fn residual_for<'p>(contents: &'p Contents, bound: &Bound<'_>) -> Result<Cow<'p,
 /// Every check that needs no write, and what the change comes to.
 fn plan(patch: &VerifiedPatch, bound: &Bound<'_>, options: Options<'_>) -> Result<Applied, PatchError> {
     let (contents, checkpoint) = (patch.contents(), bound.base.checkpoint());
-    refuse_records(contents, checkpoint)?;
     contents.require_understood()?;
     let touched = contents.edits.touched_bytes();
-    let records = contents.bytes().len() as u64;
     let (output, needed, place) = match options.target.folder() {
         Some((out, _)) => (out, copied_bytes(checkpoint)?, check_target(checkpoint, out)?),
         None => {
             checkpoint.check_change_in_place(bound.base.tensors())?;
-            (checkpoint.dir(), touched + touched / 32, checkpoint.dir().to_owned())
+            (checkpoint.dir(), journal_bytes(&contents.edits), checkpoint.dir().to_owned())
         }
     };
     Ok(Applied {
@@ -242,15 +253,44 @@ fn plan(patch: &VerifiedPatch, bound: &Bound<'_>, options: Options<'_>) -> Resul
         bytes: touched,
         changed: 0,
         elements: contents.edits.iter().map(|edit| (edit.rows().len() * edit.vectors().len()) as u64).sum(),
-        disk_needed: needed + records,
+        disk_needed: needed + record_bytes(contents, bound),
         disk_free: free_bytes(&place)?,
         result_matches: *bound.base.level() == Level::Exact,
         record: next_number(checkpoint.dir())?,
     })
 }
 
+/// What a rollback journal takes at most: rows and their marks, which for elements that lie apart are as long as these.
+fn journal_bytes(edits: &Edits) -> u64 {
+    let rows = |edit: &Edit| match edit.layout() {
+        Layout::Rows => edit.touched_bytes() + edit.touched_bytes() / 32,
+        Layout::Columns => 2 * edit.touched_bytes(),
+    };
+    edits.iter().map(rows).sum::<u64>() + 64 * edits.rows() as u64 + (64 << 10)
+}
+
+/// What a record takes at most, with all that lies beside it: twice as text, in case it is signed.
+fn record_bytes(contents: &Contents, bound: &Bound<'_>) -> u64 {
+    let (edits, rows) = (&contents.edits, contents.edits.rows() as u64);
+    let names = |edit: &Edit| edit.tensor().as_str().len() as u64;
+    let text: u64 = edits.iter().map(|edit| 4 * names(edit) + 600).sum::<u64>() + (64 << 10);
+    let kept = match residual_is_carried(contents, bound) {
+        true => 0,
+        false => edits.touched_bytes() + 64 * rows,
+    };
+    contents.bytes().len() as u64 + MARK as u64 * rows + 3 * text + kept
+}
+
+fn residual_is_carried(contents: &Contents, bound: &Bound<'_>) -> bool {
+    contents.residual.is_some() && *bound.base.level() == Level::Exact
+}
+
 fn millionths(bound: &Bound<'_>) -> BTreeMap<TensorName, u64> {
-    bound.distances.iter().map(|far| (far.tensor.clone(), (far.distance * 1e6).round() as u64)).collect()
+    bound
+        .distances
+        .iter()
+        .map(|far| (far.tensor.clone(), ((far.distance * 1e6).round() as u64).min(MAX_JSON_INTEGER - 1)))
+        .collect()
 }
 
 /// What is written down about a patch that is being applied.
@@ -260,6 +300,8 @@ struct Note<'a> {
     options: Options<'a>,
     number: u32,
     kept: Option<&'a Residual>,
+    /// Tensors that earlier patches touch too.
+    shared: BTreeSet<TensorName>,
 }
 
 impl Note<'_> {
@@ -280,6 +322,9 @@ impl Note<'_> {
         };
         let mut record = self.record(&named(&outcome.here), &named(&outcome.there));
         record.marks = Blake3::of(&outcome.marks);
+        if self.options.record_key.is_none() {
+            record.refuse_doubt(&self.patch.contents().manifest, Path::new(&record.file_name()))?;
+        }
         add(&record.patch_name(), self.patch.contents().bytes())?;
         add(&record.marks_name(), &outcome.marks)?;
         if let Some(residual) = self.kept {
@@ -289,8 +334,12 @@ impl Note<'_> {
         }
         let bytes = record.to_bytes()?;
         if let Some(key) = self.options.record_key {
-            let envelope = Envelope::new(bytes.clone(), vec![key.sign(&bytes)?]);
-            add(&record.signed_name(), (envelope.to_json() + "\n").as_bytes())?;
+            let envelope = Envelope::new(bytes.clone(), vec![key.sign(&bytes)?]).to_json() + "\n";
+            if envelope.len() > MAX_ENVELOPE_BYTES {
+                let (path, source) = (record.signed_name().into(), EnvelopeError::TooLong { found: envelope.len() });
+                return Err(RecordError::Envelope { path, source }.into());
+            }
+            add(&record.signed_name(), envelope.as_bytes())?;
         }
         add(&record.file_name(), &bytes)
     }
@@ -317,6 +366,7 @@ impl Note<'_> {
             },
             signers: self.patch.signers().iter().map(SignedBy::from).collect(),
             base: base.to_vec(),
+            shared: self.shared.clone(),
             residual: None,
             marks: Blake3::of(&[]),
             result: result.to_vec(),

@@ -109,7 +109,9 @@ pub fn assemble(
         let effects = in_parallel(&pairs, |(tensor, edit)| effect::sides(checkpoint, tensor, edit, progress));
         (written.join().unwrap_or_else(|panic| panic::resume_unwind(panic)), effects)
     });
-    let (base, result) = effects?.into_iter().map(|effect| (effect.base, effect.result)).unzip();
+    let effects = effects?;
+    checkpoint.check_unchanged()?;
+    let (base, result) = effects.into_iter().map(|effect| (effect.base, effect.result)).unzip();
     let draft = Draft {
         name: about.name,
         series: about.series,

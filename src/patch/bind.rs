@@ -79,8 +79,11 @@ pub fn bind<'c>(
         }
         _ => Level::Architecture,
     };
+    if (&level, &accept.level) == (&Level::Architecture, &Level::Descendant) {
+        return Err(not_a_descendant(contents, distances));
+    }
     if accept.override_binding.is_none() {
-        permit(patch, checkpoint, accept, &level, &distances)?;
+        permit(patch, checkpoint, accept, &level)?;
     }
     let unknown = Sides::unknown(edits.len());
     // Nothing to compare: whether all is there, and finite.
@@ -89,28 +92,24 @@ pub fn bind<'c>(
     Ok(Bound { base, distances, override_binding })
 }
 
-/// Whether publisher and applier both permit the level that was found.
-fn permit(
-    patch: &VerifiedPatch,
-    checkpoint: &Checkpoint,
-    accept: &Accept,
-    level: &Level,
-    distances: &[Distance],
-) -> Result<(), PatchError> {
-    let Contents { manifest, sketch, .. } = patch.contents();
-    let permitted = |level: &Level| manifest.base.levels.contains(level);
-    let (wanted, far) = (&accept.level, farthest(distances));
-    match (level, wanted) {
-        (Level::Descendant, _) if permitted(level) => {}
-        (_, Level::Architecture) if permitted(wanted) => {}
-        (Level::Architecture, Level::Descendant) if permitted(wanted) => {
-            let (Some(far), Some(sketch)) = (far.cloned(), sketch) else { return Err(PatchError::NoSketch) };
-            return Err(PatchError::TooFar { far, tolerance: sketch.tolerance() });
+/// Why a checkpoint is none that the sketch permits.
+fn not_a_descendant(contents: &Contents, distances: Vec<Distance>) -> PatchError {
+    let levels = &contents.manifest.base.levels;
+    match (farthest(&distances), &contents.sketch) {
+        _ if !levels.contains(&Level::Descendant) => {
+            PatchError::LevelNotPermitted { level: Level::Descendant, permitted: levels.clone() }
         }
-        _ => {
-            let permitted = manifest.base.levels.clone();
-            return Err(PatchError::LevelNotPermitted { level: wanted.clone(), permitted });
-        }
+        (Some(far), Some(sketch)) => PatchError::TooFar { far: far.clone(), tolerance: sketch.tolerance() },
+        _ => PatchError::NoSketch,
+    }
+}
+
+/// Whether the publisher permits the level that was found, or else the loosest that is accepted.
+fn permit(patch: &VerifiedPatch, checkpoint: &Checkpoint, accept: &Accept, level: &Level) -> Result<(), PatchError> {
+    let manifest = &patch.contents().manifest;
+    if ![level, &accept.level].iter().any(|level| manifest.base.levels.contains(level)) {
+        let (level, permitted) = (accept.level.clone(), manifest.base.levels.clone());
+        return Err(PatchError::LevelNotPermitted { level, permitted });
     }
     let differences = config_differences(checkpoint, manifest);
     if differences.is_empty() { Ok(()) } else { Err(PatchError::Config { differences }) }

@@ -151,6 +151,19 @@ pub enum PatchError {
         /// The newer record.
         by: u32,
     },
+    /// A record of another patch on the same rows, so what they were is in that record's word.
+    #[error("{}: record {number}, of {name:?}, is about some of the same rows", dir.display())]
+    AlsoRecorded {
+        /// The checkpoint.
+        dir: PathBuf,
+        /// The recorded patch's name.
+        name: String,
+        /// Its record.
+        number: u32,
+    },
+    /// Nothing tells which rows were edited since the patch was applied.
+    #[error("some rows are not what the patch made of them, and no record tells which, so none can be left")]
+    NoMarks,
     /// The publisher does not permit that the patch is bound this loosely.
     #[error(
         "the publisher permits the patch at level {}, not at level {}",

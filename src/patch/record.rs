@@ -13,10 +13,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{CheckpointError, Depth, Digests, STATE_FOLDER, Sides, read_bounded};
+use crate::checkpoint::{CheckpointError, Depth, Digests, STATE_FOLDER, Sides, is_state_file, read_bounded};
 use crate::digest::{Blake3, Sha256};
 use crate::format::limits::MAX_ENVELOPE_BYTES;
-use crate::format::manifest::Tool;
+use crate::format::manifest::{Manifest, Tool};
 use crate::format::statement::{Fault, Statement};
 use crate::format::{Envelope, EnvelopeError, Level, Timestamp};
 use crate::tensor::TensorName;
@@ -62,6 +62,28 @@ pub enum RecordError {
         path: PathBuf,
         /// What is wrong with it.
         source: EnvelopeError,
+    },
+    /// It is longer than a reader accepts.
+    #[error("{}: {found} bytes, at most {limit} are allowed", path.display())]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        found: usize,
+        /// The cap.
+        limit: usize,
+    },
+    /// It says that a tensor was not the base's, and it is what the publisher's result is: then the record's word alone
+    /// decides what is restored.
+    #[error(
+        "{}: says that {tensor} was not the publisher's base, though it became the publisher's result, and nobody who is trusted signed that",
+        path.display()
+    )]
+    Doubtful {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: TensorName,
     },
     /// Its tensors are not those of the patch beside it.
     #[error("{}: expected the tensors that the patch beside it touches, found others", path.display())]
@@ -115,6 +137,8 @@ pub struct Record {
     pub signers: Vec<SignedBy>,
     /// The touched rows as they were before.
     pub base: Vec<RowsDigest>,
+    /// Touched tensors that earlier patches touched too: as a whole they are what none of the patches alone makes of them.
+    pub shared: BTreeSet<TensorName>,
     /// Digest of `NNNN.residual`, where there is one.
     pub residual: Option<Blake3>,
     /// Digest of `NNNN.marks`.
@@ -220,6 +244,19 @@ impl Record {
         Sides { base: digests(&self.base), result: digests(&self.result) }
     }
 
+    /// Refuses a tensor that was another than the publisher's base and became the publisher's result: whoever can write
+    /// records could have what they like restored, on a checkpoint that is what was signed.
+    pub(super) fn refuse_doubt(&self, manifest: &Manifest, path: &Path) -> Result<(), RecordError> {
+        let signed = manifest.base.tensors.iter().zip(&manifest.result.tensors);
+        let doubtful = signed
+            .zip(self.base.iter().zip(&self.result))
+            .find(|((base, result), (was, became))| became.rows == result.rows && was.rows != base.rows);
+        match doubtful {
+            None => Ok(()),
+            Some((_, (was, _))) => Err(RecordError::Doubtful { path: path.to_owned(), tensor: was.name.clone() }),
+        }
+    }
+
     /// The record's bytes.
     pub(super) fn to_bytes(&self) -> Result<Vec<u8>, RecordError> {
         let digest = |nestpatch_rows_v1| SubjectDigest { nestpatch_rows_v1 };
@@ -228,7 +265,11 @@ impl Record {
         let failed = |source| RecordError::Json { path: PathBuf::from(self.file_name()), source };
         let mut bytes = serde_json::to_vec_pretty(&statement).map_err(failed)?;
         bytes.push(b'\n');
-        Ok(bytes)
+        let (found, limit) = (bytes.len(), MAX_BYTES as usize);
+        match found <= limit {
+            true => Ok(bytes),
+            false => Err(RecordError::TooLong { path: PathBuf::from(self.file_name()), found, limit }),
+        }
     }
 
     fn read(state: &Path, number: u32) -> Result<Self, RecordError> {
@@ -277,9 +318,10 @@ pub fn records(dir: &Path) -> Result<Vec<Record>, RecordError> {
     numbers(&state)?.into_iter().map(|number| Record::read(&state, number)).collect()
 }
 
-/// The number of the next record.
+/// The number of the next record: above every file that bears one, for a record may have been lost.
 pub(super) fn next_number(dir: &Path) -> Result<u32, RecordError> {
-    match numbers(&dir.join(STATE_FOLDER))?.last().copied().unwrap_or(0) {
+    let last = names(&dir.join(STATE_FOLDER))?.iter().filter_map(|name| number_of(name)).max();
+    match last.unwrap_or(0) {
         last if last < MAX_RECORDS => Ok(last + 1),
         _ => Err(RecordError::Full { dir: dir.to_owned() }),
     }
@@ -287,13 +329,30 @@ pub(super) fn next_number(dir: &Path) -> Result<u32, RecordError> {
 
 /// The plain names of all files of a record.
 pub(super) fn files_of(dir: &Path, number: u32) -> Result<Vec<String>, RecordError> {
-    let prefix = format!("{number:04}.");
-    Ok(names(&dir.join(STATE_FOLDER))?.into_iter().filter(|name| name.starts_with(&prefix)).collect())
+    let mut names = names(&dir.join(STATE_FOLDER))?;
+    names.retain(|name| is_state_file(Path::new(name)) && number_of(name) == Some(number));
+    Ok(names)
+}
+
+/// Plain names of files in the state folder that belong to no record and no journal.
+pub(super) fn unrecorded(dir: &Path) -> Result<Vec<String>, RecordError> {
+    let state = dir.join(STATE_FOLDER);
+    let recorded = numbers(&state)?;
+    let mut names = names(&state)?;
+    let lost = |name: &str| number_of(name).is_some_and(|number| !recorded.contains(&number));
+    names.retain(|name| !is_state_file(Path::new(name)) || lost(name));
+    Ok(names)
+}
+
+/// The number that a file's name begins with.
+fn number_of(name: &str) -> Option<u32> {
+    let (number, _) = name.split_once('.')?;
+    number.parse().ok().filter(|parsed: &u32| format!("{parsed:04}") == number)
 }
 
 fn numbers(state: &Path) -> Result<BTreeSet<u32>, RecordError> {
     let number = |name: String| name.strip_suffix(".json")?.parse::<u32>().ok().filter(|it| file_name(*it) == name);
-    Ok(names(state)?.into_iter().filter_map(number).collect())
+    Ok(names(state)?.into_iter().filter_map(number).filter(|number| (1..=MAX_RECORDS).contains(number)).collect())
 }
 
 fn names(state: &Path) -> Result<Vec<String>, RecordError> {

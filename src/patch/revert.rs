@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::apply::Target;
-use super::record::{Record, RecordError, files_of, records};
+use super::record::{Record, RecordError, SignedBy, files_of, records};
 use super::rewrite::{MARK, Rewrite, mark};
 use super::status::overlap;
 use super::verify::verify;
@@ -36,9 +36,11 @@ pub enum Which<'a> {
 #[derive(Debug)]
 pub struct Revertible {
     record: Option<Record>,
+    record_signers: Vec<SignedBy>,
     contents: Contents,
     residual: Residual,
-    marks: Option<Vec<u8>>,
+    /// What tells the rows, or why it is not there; nothing without a record.
+    marks: Option<Result<Vec<u8>, PatchError>>,
     sides: Sides,
     level: Level,
 }
@@ -62,15 +64,19 @@ pub struct Reverted {
     pub checkpoint: PathBuf,
     /// Where the result is; the checkpoint itself for a change in place.
     pub output: PathBuf,
-    /// How closely the base had been compared when the patch was applied.
+    /// How closely the base had been compared when the patch was applied. At others than `exact` what the rows were
+    /// before is known from the record alone.
     pub level: Level,
+    /// Who is trusted and signed the record; nobody without a policy.
+    pub record_signers: Vec<SignedBy>,
     /// How much of the touched tensors was compared, before and after.
     pub compared: Depth,
     /// Tensors whose rows were restored.
     pub tensors: u64,
     /// Rows restored.
     pub rows: u64,
-    /// Rows that were changed since the patch was applied, and so were left as they are.
+    /// Rows that were changed since the patch was applied, and so were left as they are. Of the other rows of their tensors
+    /// no digest is known to compare with; marks tell them, which nobody signed.
     pub left: BTreeMap<TensorName, Vec<u32>>,
     /// Elements whose bits changed.
     pub changed: u64,
@@ -85,37 +91,65 @@ pub struct Reverted {
 /// It is not applied; a newer patch touches its rows; the copy is not what the record names, or not trusted; nothing
 /// takes it back.
 pub fn find(checkpoint: &Checkpoint, which: Which<'_>, policy: Option<&Policy>) -> Result<Revertible, PatchError> {
-    let all = records(checkpoint.dir())?;
-    let number = match which {
-        Which::Newest => all.last().map(|record| record.number),
-        Which::Record(number) => Some(number),
-        Which::Patch(patch) => {
-            let same = all.iter().rev().find(|record| record.patch.id == patch.contents().id());
-            let Some(record) = same else { return of_patch(patch) };
-            Some(record.number)
+    let dir = checkpoint.dir().to_owned();
+    let (all, number) = match which {
+        Which::Patch(patch) => return of_patch(checkpoint, patch),
+        Which::Record(number) => (records(&dir)?, number),
+        Which::Newest => {
+            let all = records(&dir)?;
+            let Some(newest) = all.last().map(|record| record.number) else {
+                return Err(RecordError::None { dir }.into());
+            };
+            (all, newest)
         }
-    };
-    let Some(number) = number else {
-        return Err(RecordError::None { dir: checkpoint.dir().to_owned() }.into());
     };
     let Some(record) = all.iter().find(|record| record.number == number) else {
-        return Err(RecordError::NoSuch { dir: checkpoint.dir().to_owned(), number }.into());
+        return Err(RecordError::NoSuch { dir, number }.into());
     };
-    let found = of_record(checkpoint, record, policy)?;
-    for newer in all.iter().filter(|newer| newer.number > number) {
-        if overlap(&found.contents.edits, &recorded_patch(checkpoint, newer)?.edits) {
-            let (name, by) = (record.patch.name.clone(), newer.number);
-            return Err(PatchError::Covered { dir: checkpoint.dir().to_owned(), name, number, by });
+    let mut found = of_record(checkpoint, record, policy)?;
+    for other in all.iter().filter(|other| other.number != number) {
+        let other_edits = recorded_patch(checkpoint, other)?.edits;
+        if other.number > number && overlap(&found.contents.edits, &other_edits) {
+            let (name, by) = (record.patch.name.clone(), other.number);
+            return Err(PatchError::Covered { dir, name, number, by });
         }
+        forget_shared(&mut found.sides, &found.contents.edits, &other_edits);
     }
     Ok(found)
 }
 
-fn of_patch(patch: &VerifiedPatch) -> Result<Revertible, PatchError> {
+/// A tensor that another patch touches too is not what either of them alone would make of it: of such ones only the rows
+/// are known.
+pub(super) fn forget_shared(sides: &mut Sides, edits: &Edits, other: &Edits) {
+    let digests = sides.base.iter_mut().zip(&mut sides.result);
+    for (edit, (base, result)) in edits.iter().zip(digests) {
+        if other.get(edit.tensor()).is_some() {
+            (base.whole, result.whole) = (None, None);
+        }
+    }
+}
+
+/// By the word of its publisher alone: whatever records say, they may have come with the checkpoint. That of the same patch
+/// goes with it; one of another patch on the same rows is in the way.
+fn of_patch(checkpoint: &Checkpoint, patch: &VerifiedPatch) -> Result<Revertible, PatchError> {
     let contents = patch.contents().clone();
     let residual = contents.residual.clone().ok_or(PatchError::NoResidual)?;
-    let sides = Sides::signed(&contents.manifest);
-    Ok(Revertible { record: None, contents, residual, marks: None, sides, level: Level::Exact })
+    let mut sides = Sides::signed(&contents.manifest);
+    let mut own = None;
+    // Records that cannot be read say nothing, which is what they count for here.
+    for record in records(checkpoint.dir()).unwrap_or_default() {
+        if record.patch.id == contents.id() {
+            own = Some(record);
+            continue;
+        }
+        let Ok(other) = recorded_patch(checkpoint, &record) else { continue };
+        if overlap(&contents.edits, &other.edits) {
+            let (dir, name) = (checkpoint.dir().to_owned(), record.patch.name);
+            return Err(PatchError::AlsoRecorded { dir, name, number: record.number });
+        }
+        forget_shared(&mut sides, &contents.edits, &other.edits);
+    }
+    Ok(Revertible { record: own, record_signers: vec![], contents, residual, marks: None, sides, level: Level::Exact })
 }
 
 fn of_record(checkpoint: &Checkpoint, record: &Record, policy: Option<&Policy>) -> Result<Revertible, PatchError> {
@@ -125,24 +159,27 @@ fn of_record(checkpoint: &Checkpoint, record: &Record, policy: Option<&Policy>) 
         Some(policy) => verify(bytes, &policy.clone().signatures_only())?.contents().clone(),
         None => Contents::read_whole(bytes)?,
     };
+    let record_signers = match (policy, &record.signed) {
+        (Some(policy), Some(envelope)) => {
+            policy.check_signatures(envelope)?.signers.iter().map(SignedBy::from).collect()
+        }
+        _ => vec![],
+    };
+    if record.level != Level::Exact && record_signers.is_empty() {
+        let path = checkpoint.dir().join(STATE_FOLDER).join(record.file_name());
+        record.refuse_doubt(&contents.manifest, &path)?;
+    }
     let residual = match (record.residual, &contents.residual) {
-        (Some(expected), _) => {
+        (Some(expected), _) if record.level != Level::Exact || contents.residual.is_none() => {
             let bytes = recorded(checkpoint, &record.residual_name(), expected)?;
             Residual::from_bytes(&contents.edits, &bytes)?
         }
-        (None, Some(residual)) => residual.clone(),
-        (None, None) => return Err(PatchError::NoResidual),
+        (_, Some(residual)) => residual.clone(),
+        (_, None) => return Err(PatchError::NoResidual),
     };
-    let marks = recorded(checkpoint, &record.marks_name(), record.marks)?;
-    let sides = sides_of(checkpoint, record, &contents)?;
-    Ok(Revertible {
-        record: Some(record.clone()),
-        contents,
-        residual,
-        marks: Some(marks),
-        sides,
-        level: record.level.clone(),
-    })
+    let marks = Some(recorded(checkpoint, &record.marks_name(), record.marks));
+    let (sides, level) = (sides_of(checkpoint, record, &contents)?, record.level.clone());
+    Ok(Revertible { record: Some(record.clone()), record_signers, contents, residual, marks, sides, level })
 }
 
 /// What the touched tensors held and hold: for the exact base by the publisher's word, else by the record's.
@@ -150,8 +187,22 @@ pub(super) fn sides_of(checkpoint: &Checkpoint, record: &Record, contents: &Cont
     let names = |list: &[super::record::RowsDigest]| {
         contents.edits.iter().map(|edit| edit.tensor()).eq(list.iter().map(|tensor| &tensor.name))
     };
+    let permitted = contents.manifest.base.levels.contains(&record.level) || record.override_binding.is_some();
     match (&record.level, names(&record.base) && names(&record.result)) {
-        (Level::Exact, _) => Ok(Sides::signed(&contents.manifest)),
+        (Level::Exact, _) => {
+            let mut sides = Sides::signed(&contents.manifest);
+            for (at, edit) in contents.edits.iter().enumerate() {
+                if record.shared.contains(edit.tensor()) {
+                    sides.base.get_mut(at).into_iter().for_each(|digests| digests.whole = None);
+                    sides.result.get_mut(at).into_iter().for_each(|digests| digests.whole = None);
+                }
+            }
+            Ok(sides)
+        }
+        (level, _) if !permitted => {
+            let permitted = contents.manifest.base.levels.clone();
+            Err(PatchError::LevelNotPermitted { level: level.clone(), permitted })
+        }
         (_, true) => Ok(record.sides()),
         (_, false) => {
             let path = checkpoint.dir().join(STATE_FOLDER).join(record.file_name());
@@ -160,9 +211,10 @@ pub(super) fn sides_of(checkpoint: &Checkpoint, record: &Record, contents: &Cont
     }
 }
 
-/// The patch beside a record, if it is the one that was applied.
+/// The patch beside a record, if it is the one that was applied. Its residual is not decoded, nor anything that would take
+/// far more than its length: nobody vouches for a record folder.
 pub(super) fn recorded_patch(checkpoint: &Checkpoint, record: &Record) -> Result<Contents, PatchError> {
-    Contents::read_whole(recorded(checkpoint, &record.patch_name(), record.patch.blake3)?)
+    Contents::read(recorded(checkpoint, &record.patch_name(), record.patch.blake3)?)
 }
 
 pub(super) fn recorded(checkpoint: &Checkpoint, name: &str, expected: Blake3) -> Result<Vec<u8>, PatchError> {
@@ -234,7 +286,8 @@ impl Revertible {
             Err(error) => error,
         };
         let edited = match (&error, &self.marks) {
-            (BindError::Mismatch { .. }, Some(marks)) => edited_rows(checkpoint, edits, marks)?,
+            (BindError::Mismatch { .. }, Some(Ok(marks))) => edited_rows(checkpoint, edits, marks)?,
+            (BindError::Mismatch { .. }, _) if leave_edited => return Err(PatchError::NoMarks),
             _ => return Err(error.into()),
         };
         if !leave_edited || edited.is_empty() {
@@ -271,6 +324,7 @@ pub fn revert(
 ) -> Result<Reverted, PatchError> {
     let Revertible { record, contents, residual, .. } = bound.applied;
     let checkpoint = bound.base.checkpoint();
+    let check = if *bound.base.level() == Level::Exact { check } else { Depth::Rows };
     let obsolete = match record {
         Some(record) => files_of(checkpoint.dir(), record.number)?,
         None => vec![],
@@ -287,7 +341,7 @@ pub fn revert(
             (checkpoint.dir(), rewrite.in_place(&intent, |_, _| Ok(()), progress)?)
         }
     };
-    let before = records(checkpoint.dir())?.len();
+    let before = records(checkpoint.dir()).unwrap_or_default().len();
     let removed = usize::from(record.is_some() && target.folder().is_some());
     Ok(Reverted {
         patch: contents.id(),
@@ -295,6 +349,7 @@ pub fn revert(
         checkpoint: checkpoint.dir().to_owned(),
         output: output.to_owned(),
         level: bound.base.level().clone(),
+        record_signers: bound.applied.record_signers.clone(),
         compared: check,
         tensors: contents.edits.len() as u64,
         rows: (contents.edits.rows() - bound.left.len()) as u64,

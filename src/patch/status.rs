@@ -2,12 +2,12 @@
 
 use serde::Serialize;
 
-use super::record::{Record, SignedBy, records};
-use super::revert::{edited_rows, name_rows, recorded, recorded_patch, sides_of};
+use super::record::{Record, SignedBy, records, unrecorded};
+use super::revert::{edited_rows, forget_shared, name_rows, recorded, recorded_patch, sides_of};
 use super::{Contents, PatchError};
 use crate::checkpoint::{BindError, Checkpoint, Depth, Progress, Side, compare};
-use crate::format::Edits;
-use crate::trust::Policy;
+use crate::format::{Container, Edits};
+use crate::trust::{self, Policy};
 
 /// What is on a checkpoint.
 #[derive(Debug, Clone, Serialize)]
@@ -16,6 +16,8 @@ pub struct Status {
     pub applied: Vec<StatusEntry>,
     /// Files with weights in another form, which patches do not reach.
     pub strays: Vec<String>,
+    /// Files among the records that belong to none: a record was lost, or somebody put them there.
+    pub unrecorded: Vec<String>,
 }
 
 /// One applied patch.
@@ -29,9 +31,11 @@ pub struct StatusEntry {
     pub state: State,
     /// Who stands by the record.
     pub signed: Signed,
+    /// Who stands by the patch; unchecked without a policy.
+    pub patch_signed: Signed,
 }
 
-/// Whose signatures an apply record has.
+/// Whose signatures an apply record or its patch has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "is")]
 pub enum Signed {
@@ -84,7 +88,7 @@ impl StatusEntry {
 }
 
 /// Reads the records of a checkpoint and compares what they touch: the rows, or also the tensors around them where no
-/// newer patch touches those.
+/// other patch touches those.
 ///
 /// # Errors
 /// A record or a weight cannot be read; a wrong signature on a record under a key of `policy`.
@@ -94,23 +98,37 @@ pub fn status(
     policy: Option<&Policy>,
     progress: &dyn Progress,
 ) -> Result<Status, PatchError> {
-    let mut newer: Vec<(u32, Edits)> = Vec::new();
+    let read = |record: Record| {
+        let contents = recorded_patch(checkpoint, &record);
+        (record, contents)
+    };
+    let all: Vec<_> = records(checkpoint.dir())?.into_iter().map(read).collect();
     let mut applied = Vec::new();
-    for record in records(checkpoint.dir())?.into_iter().rev() {
-        let (rows, state) = match recorded_patch(checkpoint, &record) {
-            Err(error) => (None, State::Unreadable { reason: error.to_string() }),
+    for (record, contents) in &all {
+        let (rows, state, patch_signed) = match contents {
+            Err(error) => (None, State::Unreadable { reason: error.to_string() }, Signed::Unchecked),
             Ok(contents) => {
-                let state = state_of(checkpoint, &record, &contents, &newer, depth, progress)?;
-                let rows = contents.edits.rows() as u64;
-                newer.push((record.number, contents.edits));
-                (Some(rows), state)
+                let others = all.iter().filter(|(other, _)| other.number != record.number);
+                let others =
+                    others.filter_map(|(other, contents)| Some((other.number, &contents.as_ref().ok()?.edits)));
+                let others: Vec<(u32, &Edits)> = others.collect();
+                let state = state_of(checkpoint, (record, contents), &others, depth, progress)?;
+                (Some(contents.edits.rows() as u64), state, patch_signed(contents, policy)?)
             }
         };
-        let signed = signed(&record, policy)?;
-        applied.push(StatusEntry { record, rows, state, signed });
+        let (record, signed) = (record.clone(), signed(record, policy)?);
+        applied.push(StatusEntry { record, rows, state, signed, patch_signed });
     }
-    applied.reverse();
-    Ok(Status { applied, strays: checkpoint.strays().to_vec() })
+    Ok(Status { applied, strays: checkpoint.strays().to_vec(), unrecorded: unrecorded(checkpoint.dir())? })
+}
+
+/// Whose signatures on the patch count, if anybody is to be believed.
+fn patch_signed(contents: &Contents, policy: Option<&Policy>) -> Result<Signed, PatchError> {
+    let Some(policy) = policy else { return Ok(Signed::Unchecked) };
+    match trust::verify(&Container::parse(contents.bytes())?, &policy.clone().signatures_only()) {
+        Ok(verified) => Ok(Signed::By { signers: verified.signers().iter().map(SignedBy::from).collect() }),
+        Err(_) => Ok(Signed::By { signers: vec![] }),
+    }
 }
 
 fn signed(record: &Record, policy: Option<&Policy>) -> Result<Signed, PatchError> {
@@ -126,25 +144,21 @@ fn signed(record: &Record, policy: Option<&Policy>) -> Result<Signed, PatchError
 
 fn state_of(
     checkpoint: &Checkpoint,
-    record: &Record,
-    contents: &Contents,
-    newer: &[(u32, Edits)],
+    (record, contents): (&Record, &Contents),
+    others: &[(u32, &Edits)],
     depth: Depth,
     progress: &dyn Progress,
 ) -> Result<State, PatchError> {
     let edits = &contents.edits;
-    if let Some((by, _)) = newer.iter().rev().find(|(_, newer)| overlap(edits, newer)) {
+    let newer = others.iter().filter(|(number, _)| *number > record.number);
+    if let Some((by, _)) = newer.clone().find(|(_, newer)| overlap(edits, newer)) {
         return Ok(State::Covered { by: *by });
     }
     let mut sides = match sides_of(checkpoint, record, contents) {
         Ok(sides) => sides,
         Err(error) => return Ok(State::Unreadable { reason: error.to_string() }),
     };
-    for (digests, edit) in sides.result.iter_mut().zip(edits) {
-        if newer.iter().any(|(_, newer)| newer.get(edit.tensor()).is_some()) {
-            digests.whole = None;
-        }
-    }
+    others.iter().for_each(|(_, other)| forget_shared(&mut sides, edits, other));
     match compare(checkpoint, edits, &sides, Side::Result, depth, progress) {
         Ok(_) => Ok(State::Holds),
         Err(mismatch @ BindError::Mismatch { .. }) => {
