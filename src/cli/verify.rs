@@ -9,7 +9,7 @@ use super::output::{Output, fields, on_one_line};
 use super::progress::Bars;
 use super::trusted::{Trusted, read_patch};
 use crate::checkpoint::Checkpoint;
-use crate::patch::verify::{Examination, Standing, Verdict, examine};
+use crate::patch::verify::{Claim, Examination, Standing, Verdict, examine};
 
 /// Say what is proven about a patch and what is not.
 ///
@@ -47,6 +47,10 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
     let believed = matches!(found.verdict, Verdict::Trusted | Verdict::WrongBase | Verdict::DamagedBase);
     if let Some((series, number)) = found.series.as_ref().filter(|_| believed) {
         arguments.trusted.remember(series, *number, found.patch)?;
+    }
+    let child = |claim: &Claim| claim.about == "descendant" && claim.standing == Standing::Proven;
+    if found.claims.iter().any(child) {
+        output.note("note: `nestpatch apply --level descendant` takes the patch on this checkpoint");
     }
     output.data("nestpatch/verify/1", &Report { file: &arguments.patch, found: &found }, text)?;
     Ok(exit(found.verdict))
