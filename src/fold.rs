@@ -140,9 +140,21 @@ fn unfold<E: Element<N>, const N: usize>(
     delta: &[f32],
     mut residual: ResidualRow<'_>,
 ) -> Result<usize, FoldError> {
-    let mut changed = 0;
-    for (column, (cell, delta)) in row.as_chunks_mut::<N>().0.iter_mut().zip(delta).enumerate() {
-        let guess = guess::<E, N>(column, *cell, *delta)?;
+    let (mut changed, cells) = (0, row.as_chunks_mut::<N>().0);
+    // Guessed several at a time; then, one by one, corrected.
+    let sound = cells
+        .iter()
+        .zip(delta)
+        .fold(true, |sound, (cell, delta)| sound & E::widen(*cell).is_finite() & delta.is_finite());
+    if !sound {
+        cells
+            .iter()
+            .zip(delta)
+            .enumerate()
+            .try_for_each(|(at, (cell, delta))| guess::<E, N>(at, *cell, *delta).map(drop))?;
+    }
+    let guesses: Vec<[u8; N]> = cells.iter().zip(delta).map(|(cell, delta)| guessed::<E, N>(*cell, *delta)).collect();
+    for (column, (cell, guess)) in cells.iter_mut().zip(guesses).enumerate() {
         let difference = residual.take(lane::<E, N>(*cell, guess)).ok_or(FoldError::OtherRow)?;
         let old = corrected(guess, difference);
         finite("restored weight", column, E::widen(old))?;
@@ -154,9 +166,13 @@ fn unfold<E: Element<N>, const N: usize>(
 
 /// The best guess at the old element. It may overflow to infinity: the residual corrects bits, not numbers.
 fn guess<E: Element<N>, const N: usize>(column: usize, new: [u8; N], delta: f32) -> Result<[u8; N], FoldError> {
-    let value = finite("patched weight", column, E::widen(new))?;
-    let delta = finite("delta", column, delta)?;
-    Ok(if delta == 0.0 { new } else { E::narrow(value - delta) })
+    finite("patched weight", column, E::widen(new))?;
+    finite("delta", column, delta)?;
+    Ok(guessed::<E, N>(new, delta))
+}
+
+fn guessed<E: Element<N>, const N: usize>(new: [u8; N], delta: f32) -> [u8; N] {
+    if delta == 0.0 { new } else { E::narrow(E::widen(new) - delta) }
 }
 
 /// Where a difference is stored: 0 if the new weight's exponent is under the guess's, for then the guess is right but
