@@ -20,6 +20,25 @@ const REVERT: &[&str] = &["revert", "model", "--in-place", "-q"];
 const APPLY_TO: &[&str] = &["apply", "p.nestpatch", "model", "--key", "key.pub", "-o", "out", "-q"];
 const REVERT_TO: &[&str] = &["revert", "model", "-o", "out", "-q"];
 
+/// On another base than the exact one, with a residual that is kept and a record that is signed.
+const APPLY_LOOSE: &[&str] = &[
+    "apply",
+    "p.nestpatch",
+    "model",
+    "--key",
+    "key.pub",
+    "--in-place",
+    "-q",
+    "--level",
+    "architecture",
+    "--override-binding",
+    "a test",
+    "--sign-with",
+    "me.key",
+];
+/// From below another patch.
+const REVERT_BELOW: &[&str] = &["revert", "model", "--in-place", "-q", "--record", "1"];
+
 /// A folder to start from: `model` as it is before the verb.
 struct Start {
     root: tempfile::TempDir,
@@ -39,6 +58,29 @@ impl Start {
         Self { root }
     }
 
+    /// A child of the base: one weight of a touched row is another.
+    fn loose() -> Self {
+        let start = Self::new(false);
+        let model = start.root.path().join("model");
+        let mut shards = common::tensors(1);
+        let tensor = shards.values_mut().find_map(|shard| shard.get_mut(&common::projection(0, "gate"))).unwrap();
+        tensor.bytes[common::HIDDEN + 1] ^= 1;
+        common::checkpoint_of(&model, &shards);
+        assert_eq!(run(start.root.path(), &["keygen", "-o", "me", "--no-passphrase", "-q"]).code, Some(0));
+        start
+    }
+
+    /// The patch, and another on top that touches other rows.
+    fn stacked() -> Self {
+        let start = Self::new(false);
+        let root = start.root.path();
+        fs::write(root.join("q.nestpatch"), common::other_small_patch(&root.join("model"))).unwrap();
+        assert_eq!(run(root, APPLY).code, Some(0));
+        let second = run(root, &["apply", "q.nestpatch", "model", "--key", "key.pub", "--in-place", "-q"]);
+        assert_eq!(second.code, Some(0), "{second:?}");
+        start
+    }
+
     /// A copy to work in.
     fn copy(&self) -> tempfile::TempDir {
         let copy = common::folder();
@@ -55,11 +97,14 @@ impl Start {
     }
 }
 
-/// The files below a folder; times in records are left out, and nothing at all if it does not exist.
+/// The files below a folder; times in records, and so signatures on them, are left out, and nothing at all if it does not
+/// exist.
 fn look(dir: &Path) -> Option<Files> {
     let mut files = if dir.exists() { common::snapshot(dir) } else { return None };
     for (path, bytes) in &mut files {
-        if path.starts_with("nestpatch") && path.extension().is_some_and(|extension| extension == "json") {
+        if path.to_str().is_some_and(|path| path.ends_with(".dsse.json")) {
+            bytes.clear();
+        } else if path.starts_with("nestpatch") && path.extension().is_some_and(|extension| extension == "json") {
             let mut record: serde_json::Value = serde_json::from_slice(bytes).unwrap();
             record["predicate"]["applied"] = "".into();
             *bytes = record.to_string().into_bytes();
@@ -76,8 +121,7 @@ fn names(dir: &Path) -> Vec<String> {
 }
 
 /// Strikes at call 1, 2, .. of a change in place until one run is over before the fault comes.
-fn in_place(patched: bool, verb: &[&str], kind: &str) {
-    let start = Start::new(patched);
+fn in_place(start: &Start, verb: &[&str], kind: &str) {
     let old = look(&start.root.path().join("model"));
     let done = start.copy();
     assert_eq!(run(done.path(), verb).code, Some(0));
@@ -142,22 +186,37 @@ fn to_new_folder(patched: bool, verb: &[&str], kind: &str) {
 
 #[test]
 fn apply_in_place_killed() {
-    in_place(false, APPLY, "kill");
+    in_place(&Start::new(false), APPLY, "kill");
 }
 
 #[test]
 fn revert_in_place_killed() {
-    in_place(true, REVERT, "kill");
+    in_place(&Start::new(true), REVERT, "kill");
 }
 
 #[test]
 fn apply_in_place_on_a_full_disk() {
-    in_place(false, APPLY, "enospc");
+    in_place(&Start::new(false), APPLY, "enospc");
 }
 
 #[test]
 fn revert_in_place_with_failing_writes() {
-    in_place(true, REVERT, "eio");
+    in_place(&Start::new(true), REVERT, "eio");
+}
+
+#[test]
+fn apply_to_a_child_with_a_signed_record_killed() {
+    in_place(&Start::loose(), APPLY_LOOSE, "kill");
+}
+
+#[test]
+fn revert_from_below_killed() {
+    in_place(&Start::stacked(), REVERT_BELOW, "kill");
+}
+
+#[test]
+fn revert_from_below_with_failing_writes() {
+    in_place(&Start::stacked(), REVERT_BELOW, "eio");
 }
 
 #[test]

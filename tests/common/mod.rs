@@ -190,6 +190,19 @@ pub fn small_patch(dir: &Path) -> Vec<u8> {
     patch_of(dir, 5, &Edits::new(cut).unwrap())
 }
 
+/// A signed patch on rows of the same tensors that [`small_patch`] leaves alone.
+pub fn other_small_patch(dir: &Path) -> Vec<u8> {
+    let checkpoint = Checkpoint::open(dir).unwrap();
+    let gate = TensorName::new(projection(0, "gate")).unwrap();
+    let all = edits(&checkpoint, 5);
+    let edit = all.get(&gate).unwrap();
+    let rows = edit.rows()[2..4].to_vec();
+    let deltas = Deltas::new(edit.deltas().dtype(), edit.deltas().cols(), edit.delta(0).to_vec()).unwrap();
+    let (tensor, dtype, shape) = (edit.tensor().clone(), edit.dtype(), edit.shape().clone());
+    let parts = EditParts { tensor, dtype, shape, layout: edit.layout(), rows, clusters: vec![0, 0], deltas };
+    patch_of(dir, 6, &Edits::new(vec![Edit::new(parts).unwrap()]).unwrap())
+}
+
 /// A signed patch of these edits.
 pub fn patch_of(dir: &Path, number: u64, edits: &Edits) -> Vec<u8> {
     sign(&unsigned(dir, number, edits), &SecretKey::from_seed(&KEY_SEED)).unwrap()
