@@ -268,3 +268,78 @@ fn copy_into(from: &Path, to: &Path) {
         }
     }
 }
+
+/// What a run does to the disk, call by call: (action, path).
+fn calls(start: &Start, verb: &[&str]) -> Vec<(String, PathBuf)> {
+    let place = start.copy();
+    let ran = run_with(place.path(), Some("log@0"), verb);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let lines = ran.stderr.lines().filter_map(|line| line.strip_prefix("disk: ")?.split_once(' '));
+    lines.map(|(action, path)| (action.to_owned(), PathBuf::from(path))).collect()
+}
+
+fn position(calls: &[(String, PathBuf)], action: &str, end: &str) -> usize {
+    let found = calls.iter().position(|(what, path)| what == action && path.ends_with(end));
+    found.unwrap_or_else(|| panic!("no {action} of {end} in {calls:#?}"))
+}
+
+/// Everything created or written before call `at` is synced between its last change and `at`, and so is the folder that
+/// its name is in; but for what was removed or renamed, and what is yet to be renamed.
+fn synced(calls: &[(String, PathBuf)], at: usize) {
+    let before = &calls[..at];
+    let last = |actions: &[&str], path: &Path| {
+        before.iter().rposition(|(action, other)| actions.contains(&action.as_str()) && other == path)
+    };
+    let changes = before.iter().filter(|(action, _)| ["create", "write"].contains(&action.as_str()));
+    for (action, path) in
+        changes.filter(|(_, path)| last(&["remove"], path).is_none() && !path.ends_with("journal.tmp"))
+    {
+        let changed = last(&["create", "write"], path);
+        assert!(last(&["sync"], path) > changed, "{action} {} is not on the disk: {before:#?}", path.display());
+        let (folder, made) = (path.parent().unwrap(), last(&["create"], path));
+        let named = made.is_none() || folder == Path::new(".") || last(&["sync"], folder) > made;
+        assert!(named, "the name of {} is not on the disk: {before:#?}", path.display());
+    }
+}
+
+/// A killed process shows none of this, as the system keeps what it wrote: only the order of calls does.
+#[test]
+fn what_a_step_relies_on_is_on_the_disk_before_it() {
+    for (start, verb) in [
+        (Start::new(false), APPLY),
+        (Start::new(true), REVERT),
+        (Start::loose(), APPLY_LOOSE),
+        (Start::stacked(), REVERT_BELOW),
+    ] {
+        let calls = calls(&start, verb);
+        let (active, committed) = (position(&calls, "rename", "journal"), position(&calls, "rename", "journal.done"));
+        let journal = position(&calls, "sync", "journal.tmp");
+        let written = calls.iter().rposition(|(action, path)| action == "write" && path.ends_with("journal.tmp"));
+        assert!(written < Some(journal) && journal < active);
+        let row = calls
+            .iter()
+            .position(|(action, path)| action == "write" && path.extension().is_some_and(|end| end == "safetensors"));
+        let row = row.unwrap();
+        for folder in ["nestpatch", "model"] {
+            let entered = calls[active..row].iter().any(|(action, path)| action == "sync" && path.ends_with(folder));
+            assert!(entered, "the journal's name is not on the disk before a row is written: {calls:#?}");
+        }
+        synced(&calls, committed);
+        let removed =
+            calls.iter().position(|(action, path)| action == "remove" && path.ends_with("nestpatch/journal.done"));
+        let kept = calls[committed..removed.unwrap()]
+            .iter()
+            .any(|(action, path)| action == "sync" && path.ends_with("nestpatch"));
+        assert!(kept, "the commit is not on the disk before its journal goes: {calls:#?}");
+    }
+    for (start, verb) in [(Start::new(false), APPLY_TO), (Start::new(true), REVERT_TO)] {
+        let calls = calls(&start, verb);
+        let placed = position(&calls, "rename", "out");
+        synced(&calls, placed);
+        // What another thread syncs is there once that has finished.
+        let finished = calls.iter().position(|(action, _)| action == "finish");
+        let last = calls[..placed].iter().rposition(|(action, _)| action == "write");
+        assert!(finished > last && finished < Some(placed), "{calls:#?}");
+        assert!(calls[placed..].iter().any(|(action, path)| action == "sync" && path == Path::new(".")), "{calls:#?}");
+    }
+}

@@ -17,7 +17,7 @@ type Result<T> = std::result::Result<T, CheckpointError>;
 
 /// Creates a file that must not exist, for reading and writing.
 pub(crate) fn create(path: &Path) -> Result<File> {
-    fault::step(path)
+    fault::step("create", path)
         .and_then(|()| OpenOptions::new().read(true).write(true).create_new(true).open(path))
         .map_err(failed("create", path))
 }
@@ -53,7 +53,7 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let path = &fs::canonicalize(path).map_err(failed("find", path))?;
     write_beside(path, bytes, |partial| {
         set_mode(partial, fs::metadata(path).map_err(failed("read", path))?.permissions())?;
-        fault::step(path).and_then(|()| fs::rename(partial, path)).map_err(failed("rename to", path))
+        fault::step("rename", path).and_then(|()| fs::rename(partial, path)).map_err(failed("rename to", path))
     })?;
     sync_dir(folder_of(path))
 }
@@ -125,7 +125,7 @@ pub fn free_bytes(folder: &Path) -> Result<u64> {
 /// Makes `to`, a new file, a clone of `from` that shares its blocks; `false` where the file system cannot.
 #[cfg(target_os = "linux")]
 pub(crate) fn clone_blocks(from: &File, to: &File, path: &Path) -> Result<bool> {
-    fault::step(path).map_err(failed("write", path))?;
+    fault::step("write", path).map_err(failed("write", path))?;
     Ok(rustix::fs::ioctl_ficlone(to, from).is_ok())
 }
 
@@ -138,18 +138,20 @@ pub(crate) fn clone_blocks(_: &File, _: &File, _: &Path) -> Result<bool> {
 /// Appends the next `length` bytes of `from` to `to`; gives how many there were.
 pub(crate) fn append(from: &File, to: &File, path: &Path, length: u64) -> Result<u64> {
     let (mut from, mut to) = (from.take(length), to);
-    fault::step(path).and_then(|()| io::copy(&mut from, &mut to)).map_err(failed("copy to", path))
+    fault::step("write", path).and_then(|()| io::copy(&mut from, &mut to)).map_err(failed("copy to", path))
 }
 
 /// Sets a file's or folder's permission bits.
 pub(crate) fn set_mode(path: &Path, permissions: Permissions) -> Result<()> {
-    fault::step(path).and_then(|()| fs::set_permissions(path, permissions)).map_err(failed("set the mode of", path))
+    fault::step("mode", path)
+        .and_then(|()| fs::set_permissions(path, permissions))
+        .map_err(failed("set the mode of", path))
 }
 
 /// Opens an existing file for reading and writing, never through a symbolic link.
 pub(crate) fn open_rw(path: &Path) -> Result<File> {
     let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-    fault::step(path)
+    fault::step("open", path)
         .and_then(|()| OpenOptions::new().read(true).write(true).custom_flags(flags).open(path))
         .map_err(failed("open for writing", path))
 }
@@ -162,12 +164,12 @@ pub(crate) fn write_at(file: &File, path: &Path, bytes: &[u8], offset: u64) -> R
         let half = bytes.get(..end.saturating_sub(offset) as usize).unwrap_or_default();
         let _ = file.write_all_at(half, offset);
     });
-    fault::step(path).and_then(|()| file.write_all_at(bytes, offset)).map_err(failed("write", path))
+    fault::step("write", path).and_then(|()| file.write_all_at(bytes, offset)).map_err(failed("write", path))
 }
 
 /// Forces a file's bytes to the disk.
 pub(crate) fn sync(file: &File, path: &Path) -> Result<()> {
-    fault::step(path).and_then(|()| file.sync_all()).map_err(failed("sync", path))
+    fault::step("sync", path).and_then(|()| file.sync_all()).map_err(failed("sync", path))
 }
 
 /// Files that may wait for it: each is held open.
@@ -180,6 +182,8 @@ pub(crate) struct Syncer {
     queue: SyncSender<(Arc<File>, PathBuf)>,
     waiting: Arc<AtomicUsize>,
     thread: JoinHandle<Result<()>>,
+    /// What it was for.
+    folder: PathBuf,
 }
 
 impl Syncer {
@@ -192,7 +196,7 @@ impl Syncer {
         let waiting = Arc::new(AtomicUsize::new(0));
         let left = Arc::clone(&waiting);
         let thread = thread::Builder::new().spawn(move || sync_each(&files, &left)).map_err(failed("sync", path))?;
-        Ok(Self { queue, waiting, thread })
+        Ok(Self { queue, waiting, thread, folder: path.to_owned() })
     }
 
     /// Forces what a file holds by now to the disk, unless there is enough to do. Its last bytes need [`Syncer::sync`].
@@ -204,7 +208,7 @@ impl Syncer {
 
     /// Forces a file to the disk, at the latest before [`Syncer::finish`] returns.
     pub(crate) fn sync(&self, file: &Arc<File>, path: &Path) -> Result<()> {
-        fault::step(path).map_err(failed("sync", path))?;
+        fault::step("sync", path).map_err(failed("sync", path))?;
         self.push(file, path);
         Ok(())
     }
@@ -221,7 +225,8 @@ impl Syncer {
     /// The first file that could not be forced to the disk.
     pub(crate) fn finish(self) -> Result<()> {
         drop(self.queue);
-        self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        fault::step("finish", &self.folder).map_err(failed("sync", &self.folder))
     }
 }
 
@@ -234,19 +239,19 @@ fn sync_each(files: &Receiver<(Arc<File>, PathBuf)>, waiting: &AtomicUsize) -> R
 
 /// Forces a folder's entries to the disk.
 pub(crate) fn sync_dir(path: &Path) -> Result<()> {
-    fault::step(path).and_then(|()| File::open(path)?.sync_all()).map_err(failed("sync", path))
+    fault::step("sync", path).and_then(|()| File::open(path)?.sync_all()).map_err(failed("sync", path))
 }
 
 /// Creates a folder that must not exist.
 pub(crate) fn create_dir(path: &Path) -> Result<()> {
-    fault::step(path).and_then(|()| fs::create_dir(path)).map_err(failed("create", path))
+    fault::step("create", path).and_then(|()| fs::create_dir(path)).map_err(failed("create", path))
 }
 
 /// Gives a file a second name, `to`, which must not exist; `false` where the system cannot.
 pub(crate) fn link(from: &Path, to: &Path) -> Result<bool> {
     use rustix::io::Errno;
     const CANNOT: [Errno; 6] = [Errno::XDEV, Errno::PERM, Errno::ACCESS, Errno::MLINK, Errno::OPNOTSUPP, Errno::NOSYS];
-    match fault::step(to).and_then(|()| fs::hard_link(from, to)) {
+    match fault::step("link", to).and_then(|()| fs::hard_link(from, to)) {
         Ok(()) => Ok(true),
         Err(error) if CANNOT.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error())) => Ok(false),
         Err(error) => Err(failed("link to", to)(error)),
@@ -255,7 +260,7 @@ pub(crate) fn link(from: &Path, to: &Path) -> Result<bool> {
 
 /// Renames within a file system; `to` must not exist.
 pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
-    fault::step(to).and_then(|()| rename_new(from, to)).map_err(|error| match error.kind() {
+    fault::step("rename", to).and_then(|()| rename_new(from, to)).map_err(|error| match error.kind() {
         // Another process was faster.
         io::ErrorKind::AlreadyExists => CheckpointError::Exists { path: to.to_owned() },
         _ => failed("rename to", to)(error),
@@ -264,7 +269,7 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
 
 /// Removes a file; one that is not there is fine.
 pub(crate) fn remove(path: &Path) -> Result<()> {
-    match fault::step(path).and_then(|()| fs::remove_file(path)) {
+    match fault::step("remove", path).and_then(|()| fs::remove_file(path)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.map_err(failed("remove", path)),
     }
@@ -272,7 +277,7 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
 
 /// Removes a folder if it is empty; says whether it is gone.
 pub(crate) fn remove_empty_dir(path: &Path) -> Result<bool> {
-    match fault::step(path).and_then(|()| fs::remove_dir(path)) {
+    match fault::step("remove", path).and_then(|()| fs::remove_dir(path)) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(false),
@@ -308,7 +313,8 @@ fn rename_checked(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// Faults on demand, for tests of the debug build: `NESTPATCH_FAULT=KIND@N` strikes at the N-th call above, counted
-/// from 1. `kill` ends the process there, after half of a write; `enospc`, `eio` and `eacces` fail that call.
+/// from 1. `kill` ends the process there, after half of a write; `enospc`, `eio` and `eacces` fail that call; `log@0` only
+/// writes each call to stderr.
 #[cfg(debug_assertions)]
 mod fault {
     use std::io;
@@ -335,8 +341,11 @@ mod fault {
         }
     }
 
-    pub(super) fn step(path: &Path) -> io::Result<()> {
+    pub(super) fn step(action: &str, path: &Path) -> io::Result<()> {
         let call = CALLS.fetch_add(1, Ordering::SeqCst) + 1;
+        if plan().is_some_and(|(kind, _)| kind == "log") {
+            eprintln!("disk: {action} {}", path.display());
+        }
         let Some((kind, _)) = plan().filter(|(_, at)| *at == call) else { return Ok(()) };
         match kind.as_str() {
             "kill" => {
@@ -357,7 +366,7 @@ mod fault {
 
     pub(super) fn tear(_: impl FnOnce()) {}
 
-    pub(super) fn step(_: &Path) -> io::Result<()> {
+    pub(super) fn step(_: &str, _: &Path) -> io::Result<()> {
         Ok(())
     }
 }
