@@ -198,7 +198,8 @@ impl Reader {
             return Err(unusable(path, "it is not a journal of this version"));
         }
         let length = u32::from_le_bytes(take(&mut rest).map_err(failed)?);
-        if length > MAX_HEADER_BYTES {
+        // No more is taken than there is: whoever made the folder may have made the journal up.
+        if length > MAX_HEADER_BYTES || u64::from(length) > rest.limit() {
             return Err(unusable(path, "its header is too long"));
         }
         let mut json = vec![0; length as usize];
@@ -221,7 +222,7 @@ impl Reader {
         let failed = |error| CheckpointError::io("read", &self.path)(error);
         let (shard, cells) = read_place(&mut self.rest).map_err(failed)?;
         let fits = self.header.shards.get(shard).is_some_and(|shard| cells.size > 0 && cells.fits(shard.length));
-        if !fits || cells.bytes() > MAX_VECTOR_BYTES {
+        if !fits || cells.bytes() > MAX_VECTOR_BYTES || cells.bytes() as u64 > self.rest.limit() {
             return Err(unusable(&self.path, "an entry lies outside its shard"));
         }
         let mut old = vec![0; cells.bytes()];
