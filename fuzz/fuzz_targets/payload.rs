@@ -57,6 +57,7 @@ fuzz_target!(|bytes: &[u8]| {
     // Signed, the residual is read as well.
     let Ok(read) = Payload::read(&manifest, payload) else { return };
     assert_eq!(read.edits, edits);
-    let (table, written) = Payload::write(&read.edits, read.residual.as_ref(), read.sketch.as_ref()).expect("what is read is written");
+    let (table, written) =
+        Payload::write(&read.edits, read.residual.as_ref(), read.sketch.as_ref()).expect("what is read is written");
     assert_eq!(Payload::read(&about(table), &written), Ok(read));
 });
