@@ -1,7 +1,7 @@
 //! Changing a checkpoint where it lies, so that a crash at any point leaves the old one or the new one.
 //!
-//! Under an exclusive lock: (1) the old bytes go to `journal.tmp`, synced, renamed to `journal`; (2) rows are written and
-//! synced, records added; (3) `journal` is renamed to `journal.done`, which is the commit; (4) what is obsolete goes.
+//! Under an exclusive lock: (1) the old bytes go to `journal.tmp`, synced, renamed to `journal`; (2) rows are written,
+//! records added, both synced; (3) `journal` is renamed to `journal.done`, which is the commit; (4) what is obsolete goes.
 //! Whoever finds `journal.tmp` removes it, `journal` plays it back, `journal.done` finishes (4).
 
 use std::collections::BTreeMap;
@@ -144,7 +144,7 @@ impl Changer {
     }
 
     /// Forces the written shards to the disk.
-    pub fn sync_shards(&self) -> Result<(), CheckpointError> {
+    fn sync_shards(&self) -> Result<(), CheckpointError> {
         self.shards.values().try_for_each(|(path, file)| disk::sync(file, path))
     }
 

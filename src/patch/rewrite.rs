@@ -107,7 +107,6 @@ impl Rewrite<'_> {
             },
             |changer, outcome| {
                 self.perform(|row, new| Ok(changer.write(row.tensor, row.cells, new)?))?;
-                changer.sync_shards()?;
                 // What was planned, so that the journal holds what was overwritten.
                 self.check(checkpoint, &outcome, progress)?;
                 finish(changer, &outcome)?;
