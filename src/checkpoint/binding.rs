@@ -7,7 +7,7 @@ use super::{Checkpoint, Progress, TensorInfo, Vector, in_parallel};
 use crate::digest::Blake3;
 use crate::format::binding::{RowsHasher, TensorHasher, architecture_value};
 use crate::format::{Edit, Edits, Level, Manifest};
-use crate::tensor::Dtype;
+use crate::tensor::{Dtype, TensorName};
 
 /// How much of each touched tensor is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +59,14 @@ impl Sides {
     /// Nothing known of `tensors` tensors: any base will do, and what becomes of it is seen when it is done.
     pub fn unknown(tensors: usize) -> Self {
         Self { base: vec![Digests::default(); tensors], result: vec![Digests::default(); tensors] }
+    }
+
+    /// Forgets the digests of whole tensors where `of` says so, for tensors in the order of `edits`; those of rows stay.
+    pub fn forget_whole(&mut self, edits: &Edits, of: impl Fn(&TensorName) -> bool) {
+        let both = self.base.iter_mut().zip(&mut self.result);
+        for (_, (base, result)) in edits.iter().zip(both).filter(|(edit, _)| of(edit.tensor())) {
+            (base.whole, result.whole) = (None, None);
+        }
     }
 
     /// What is known of one side.
@@ -183,10 +191,17 @@ pub fn config_differences(checkpoint: &Checkpoint, manifest: &Manifest) -> Vec<(
         .collect()
 }
 
+impl TensorInfo {
+    /// What takes its bytes and gives its binding digest.
+    pub fn hasher(&self) -> TensorHasher {
+        TensorHasher::of_type(&self.name, self.dtype.as_str(), &self.shape, self.length)
+    }
+}
+
 impl Checkpoint {
-    /// The binding digest of a whole tensor.
-    pub fn digest(&self, tensor: &TensorInfo, dtype: Dtype, progress: &dyn Progress) -> Result<Blake3, BindError> {
-        let mut hasher = TensorHasher::new(&tensor.name, dtype, &tensor.shape);
+    /// The binding digest of a whole tensor, of any element type.
+    pub fn digest(&self, tensor: &TensorInfo, progress: &dyn Progress) -> Result<Blake3, BindError> {
+        let mut hasher = tensor.hasher();
         self.stream(tensor, progress, |_, piece| hasher.update(piece))?;
         Ok(hasher.finish()?)
     }
@@ -223,7 +238,7 @@ impl Checkpoint {
             }
         }
         let Some(expected) = here.whole else { return Ok(None) };
-        let found = self.digest(tensor, edit.dtype(), progress)?;
+        let found = self.digest(tensor, progress)?;
         Ok((found != expected).then_some(MismatchKind::Elsewhere { expected, found }))
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::failure::{Exit, Failure};
-use super::output::{Output, count, counted, fields, on_one_line};
+use super::output::{Output, count, counted, fields, on_one_line, one_line};
 use super::passphrase;
 use super::progress::Bars;
 use super::trusted::Trusted;
@@ -295,6 +295,6 @@ fn listed(heading: &str, lines: &[impl AsRef<str>]) -> String {
     if lines.is_empty() {
         return String::new();
     }
-    let line = |line: &_| format!("  {}\n", AsRef::<str>::as_ref(line).replace('\n', "\\n"));
+    let line = |line: &_| format!("  {}\n", one_line(AsRef::<str>::as_ref(line)));
     format!("\n{heading}\n{}", lines.iter().map(line).collect::<String>())
 }

@@ -36,7 +36,7 @@ use clap::{Parser, Subcommand};
 
 use crate::checkpoint::{Checkpoint, recover};
 use failure::{Exit, Failure};
-use output::{Output, warn};
+use output::{Output, one_line, warn};
 
 /// Verbs of the full build, for a word of explanation in the build without them.
 const FULL_BUILD: [&str; 2] = ["create", "demo"];
@@ -134,7 +134,7 @@ fn misused(error: &clap::Error) -> ExitCode {
 /// merely reads one does not write to it.
 fn mend(dir: &Path) -> Result<(), Failure> {
     if let Some(recovery) = recover(dir)? {
-        warn(&format!("{}: {}", dir.display(), recovery.to_string().replace('\n', "\\n")));
+        warn(&format!("{}: {}", dir.display(), one_line(&recovery.to_string())));
     }
     Ok(())
 }

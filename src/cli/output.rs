@@ -95,7 +95,12 @@ pub(super) fn escape(text: &str) -> String {
 
 /// A path on one line, whatever it is called.
 pub(super) fn on_one_line(path: &Path) -> String {
-    path.display().to_string().replace('\n', "\\n")
+    one_line(&path.display().to_string())
+}
+
+/// Text from a file on one line, so that it cannot pass for another.
+pub(super) fn one_line(text: &str) -> String {
+    text.replace('\n', "\\n")
 }
 
 /// Columns padded to their widest cell, two spaces apart; the first is left-aligned, the others right-aligned.
@@ -118,7 +123,7 @@ pub(super) fn table(rows: &[Vec<String>]) -> String {
 
 /// Labelled lines below a heading, the labels in one column; each stays on its line, whatever is in it.
 pub(super) fn fields(lines: &[(&str, String)]) -> String {
-    lines.iter().map(|(label, value)| format!("  {label:<12}{}\n", value.replace('\n', "\\n"))).collect()
+    lines.iter().map(|(label, value)| format!("  {label:<12}{}\n", one_line(value))).collect()
 }
 
 /// A number of bytes for people: `858 kB`, `2.47 GB`.

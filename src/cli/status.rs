@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::destination::Compared;
 use super::failure::{Exit, Failure};
-use super::output::{Output, count, fields, warn};
+use super::output::{Output, count, fields, one_line, warn};
 use super::progress::Bars;
 use super::trusted::Keys;
 use crate::checkpoint::{Checkpoint, Depth, recover};
@@ -38,7 +38,7 @@ struct Report {
 
 pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure> {
     let (dir, policy) = (&arguments.checkpoint, arguments.keys.policy()?);
-    let recovered = recover(dir)?.map(|recovery| recovery.to_string().replace('\n', "\\n"));
+    let recovered = recover(dir)?.map(|recovery| one_line(&recovery.to_string()));
     if let Some(recovery) = &recovered {
         warn(&format!("{}: {recovery}", dir.display()));
     }
@@ -67,7 +67,7 @@ fn text(report: &Report) -> String {
     };
     let strays = report.status.strays.iter().map(|name| ("not reached by patches", name));
     let unrecorded = report.status.unrecorded.iter().map(|name| ("in the nestpatch folder, and of no record", name));
-    let notes = strays.chain(unrecorded).map(|(what, name)| format!("  {what}: {}\n", name.replace('\n', "\\n")));
+    let notes = strays.chain(unrecorded).map(|(what, name)| format!("  {what}: {}\n", one_line(name)));
     heading + &applied.iter().map(entry).collect::<String>() + &notes.collect::<String>()
 }
 
@@ -91,7 +91,7 @@ fn entry(entry: &StatusEntry) -> String {
     lines.extend(signed(&entry.signed).map(|signed| ("record", signed)));
     lines.extend(entry.rows.map(|rows| ("rows", count(rows, "row"))));
     lines.push(("state", state));
-    format!("{}. {}\n{}", record.number, record.patch.name.replace('\n', "\\n"), fields(&lines))
+    format!("{}. {}\n{}", record.number, one_line(&record.patch.name), fields(&lines))
 }
 
 /// Whose signatures the patch has: checked if keys were given, else what the record says.

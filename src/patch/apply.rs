@@ -9,7 +9,9 @@ use serde::Serialize;
 use super::assemble::this_tool;
 use super::bind::Bound;
 use super::effect;
-use super::record::{AppliedPatch, Record, RecordError, RowsDigest, SignedBy, next_number};
+use super::record::{
+    AppliedPatch, MARKS, PATCH, RECORD, RESIDUAL, Record, RecordError, RowsDigest, SIGNED, SignedBy, named, next_number,
+};
 use super::rewrite::{MARK, Outcome, Rewrite};
 use super::status::{Status, status};
 use super::{Contents, PatchError, VerifiedPatch};
@@ -219,10 +221,15 @@ fn refuse_records(contents: &Contents, checkpoint: &Checkpoint) -> Result<BTreeS
 /// worked out here.
 fn residual_for<'p>(contents: &'p Contents, bound: &Bound<'_>) -> Result<Cow<'p, Residual>, PatchError> {
     let base = &bound.base;
-    match &contents.residual {
-        Some(residual) if *base.level() == Level::Exact => Ok(Cow::Borrowed(residual)),
-        _ => Ok(Cow::Owned(effect::residual(base.checkpoint(), base.tensors(), &contents.edits)?)),
+    match carried(contents, bound) {
+        Some(residual) => Ok(Cow::Borrowed(residual)),
+        None => Ok(Cow::Owned(effect::residual(base.checkpoint(), base.tensors(), &contents.edits)?)),
     }
+}
+
+/// The patch's own residual, where it is of use: on the exact base.
+fn carried<'p>(contents: &'p Contents, bound: &Bound<'_>) -> Option<&'p Residual> {
+    contents.residual.as_ref().filter(|_| *bound.base.level() == Level::Exact)
 }
 
 /// Every check that needs no write, and what the change comes to.
@@ -274,15 +281,11 @@ fn record_bytes(contents: &Contents, bound: &Bound<'_>) -> u64 {
     let (edits, rows) = (&contents.edits, contents.edits.rows() as u64);
     let names = |edit: &Edit| edit.tensor().as_str().len() as u64;
     let text: u64 = edits.iter().map(|edit| 4 * names(edit) + 600).sum::<u64>() + (64 << 10);
-    let kept = match residual_is_carried(contents, bound) {
-        true => 0,
-        false => edits.touched_bytes() + 64 * rows,
+    let kept = match carried(contents, bound) {
+        Some(_) => 0,
+        None => edits.touched_bytes() + 64 * rows,
     };
     contents.bytes().len() as u64 + MARK as u64 * rows + 3 * text + kept
-}
-
-fn residual_is_carried(contents: &Contents, bound: &Bound<'_>) -> bool {
-    contents.residual.is_some() && *bound.base.level() == Level::Exact
 }
 
 fn millionths(bound: &Bound<'_>) -> BTreeMap<TensorName, u64> {
@@ -307,20 +310,19 @@ struct Note<'a> {
 impl Note<'_> {
     /// The plain names of the files.
     fn files(&self) -> Vec<String> {
-        let record = self.record(&[], &[]);
-        let mut names = vec![record.patch_name(), record.marks_name(), record.file_name()];
-        names.extend(self.kept.map(|_| record.residual_name()));
-        names.extend(self.options.record_key.map(|_| record.signed_name()));
-        names
+        let mut files = vec![PATCH, MARKS, RECORD];
+        files.extend(self.kept.map(|_| RESIDUAL));
+        files.extend(self.options.record_key.map(|_| SIGNED));
+        files.into_iter().map(|ending| named(self.number, ending)).collect()
     }
 
     fn write(&self, outcome: &Outcome, add: impl Fn(&str, &[u8]) -> Result<(), PatchError>) -> Result<(), PatchError> {
         let names: Vec<&TensorName> = self.patch.contents().edits.iter().map(|edit| edit.tensor()).collect();
-        let named = |rows: &[Blake3]| {
-            let named = names.iter().zip(rows);
-            named.map(|(name, rows)| RowsDigest { name: (*name).clone(), rows: *rows }).collect::<Vec<_>>()
+        let digests = |rows: &[Blake3]| {
+            let rows = names.iter().zip(rows);
+            rows.map(|(name, rows)| RowsDigest { name: (*name).clone(), rows: *rows }).collect::<Vec<_>>()
         };
-        let mut record = self.record(&named(&outcome.here), &named(&outcome.there));
+        let mut record = self.record(&digests(&outcome.here), &digests(&outcome.there));
         record.marks = Blake3::of(&outcome.marks);
         if self.options.record_key.is_none() {
             record.refuse_doubt(&self.patch.contents().manifest, Path::new(&record.file_name()))?;

@@ -24,6 +24,16 @@ use crate::trust::Signer;
 
 /// `predicateType` of an apply record.
 pub const PREDICATE_TYPE: &str = "urn:nestpatch:apply-record:v1";
+/// Ending of the record's own name, and of what lies beside it.
+pub(super) const RECORD: &str = "json";
+/// The patch as it was applied.
+pub(super) const PATCH: &str = "nestpatch";
+/// What tells the patched rows.
+pub(super) const MARKS: &str = "marks";
+/// What takes the rows back, where the patch does not.
+pub(super) const RESIDUAL: &str = "residual";
+/// The record, signed.
+pub(super) const SIGNED: &str = "dsse.json";
 /// The longest record accepted, in bytes: two digests for each of 32,768 tensors with long names.
 const MAX_BYTES: u64 = 32 << 20;
 /// The most records on one checkpoint.
@@ -213,27 +223,27 @@ struct SubjectDigest {
 impl Record {
     /// The plain name of the record's file.
     pub fn file_name(&self) -> String {
-        file_name(self.number)
+        named(self.number, RECORD)
     }
 
     /// The plain name of the patch beside it.
     pub fn patch_name(&self) -> String {
-        format!("{:04}.nestpatch", self.number)
+        named(self.number, PATCH)
     }
 
     /// The plain name of the residual beside it.
     pub fn residual_name(&self) -> String {
-        format!("{:04}.residual", self.number)
+        named(self.number, RESIDUAL)
     }
 
     /// The plain name of the file that tells the patched rows.
     pub fn marks_name(&self) -> String {
-        format!("{:04}.marks", self.number)
+        named(self.number, MARKS)
     }
 
     /// The plain name of the signed record.
     pub fn signed_name(&self) -> String {
-        format!("{:04}.dsse.json", self.number)
+        named(self.number, SIGNED)
     }
 
     /// What it says the touched rows held on both sides.
@@ -273,7 +283,7 @@ impl Record {
     }
 
     fn read(state: &Path, number: u32) -> Result<Self, RecordError> {
-        let path = state.join(file_name(number));
+        let path = state.join(named(number, RECORD));
         let bytes = read_bounded(&path, MAX_BYTES)?;
         let parsed = serde_json::from_slice::<Statement<Subject, Self>>(&bytes);
         let statement = parsed.map_err(|source| RecordError::Json { path: path.clone(), source })?;
@@ -351,7 +361,7 @@ fn number_of(name: &str) -> Option<u32> {
 }
 
 fn numbers(state: &Path) -> Result<BTreeSet<u32>, RecordError> {
-    let number = |name: String| name.strip_suffix(".json")?.parse::<u32>().ok().filter(|it| file_name(*it) == name);
+    let number = |name: String| name.strip_suffix(".json")?.parse::<u32>().ok().filter(|it| named(*it, RECORD) == name);
     Ok(names(state)?.into_iter().filter_map(number).filter(|number| (1..=MAX_RECORDS).contains(number)).collect())
 }
 
@@ -369,6 +379,7 @@ fn names(state: &Path) -> Result<Vec<String>, RecordError> {
     Ok(names)
 }
 
-fn file_name(number: u32) -> String {
-    format!("{number:04}.json")
+/// The plain name of a record's file with this ending.
+pub(super) fn named(number: u32, ending: &str) -> String {
+    format!("{number:04}.{ending}")
 }

@@ -121,12 +121,7 @@ pub fn find(checkpoint: &Checkpoint, which: Which<'_>, policy: Option<&Policy>) 
 /// A tensor that another patch touches too is not what either of them alone would make of it: of such ones only the rows
 /// are known.
 pub(super) fn forget_shared(sides: &mut Sides, edits: &Edits, other: &Edits) {
-    let digests = sides.base.iter_mut().zip(&mut sides.result);
-    for (edit, (base, result)) in edits.iter().zip(digests) {
-        if other.get(edit.tensor()).is_some() {
-            (base.whole, result.whole) = (None, None);
-        }
-    }
+    sides.forget_whole(edits, |tensor| other.get(tensor).is_some());
 }
 
 /// By the word of its publisher alone: whatever records say, they may have come with the checkpoint. That of the same patch
@@ -191,12 +186,7 @@ pub(super) fn sides_of(checkpoint: &Checkpoint, record: &Record, contents: &Cont
     match (&record.level, names(&record.base) && names(&record.result)) {
         (Level::Exact, _) => {
             let mut sides = Sides::signed(&contents.manifest);
-            for (at, edit) in contents.edits.iter().enumerate() {
-                if record.shared.contains(edit.tensor()) {
-                    sides.base.get_mut(at).into_iter().for_each(|digests| digests.whole = None);
-                    sides.result.get_mut(at).into_iter().for_each(|digests| digests.whole = None);
-                }
-            }
+            sides.forget_whole(&contents.edits, |tensor| record.shared.contains(tensor));
             Ok(sides)
         }
         (level, _) if !permitted => {

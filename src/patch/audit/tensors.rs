@@ -127,22 +127,16 @@ impl Pair<'_> {
             (None, None) => Finding::Absent,
         });
         let digest = |checkpoint: &Checkpoint, tensor: Option<&TensorInfo>| {
-            tensor.map(|tensor| self.digest(checkpoint, tensor)).transpose()
+            tensor.map(|tensor| checkpoint.digest(tensor, self.progress)).transpose()
         };
         Ok(Compared { base: digest(self.base, base)?, patched: digest(self.patched, patched)?, finding })
-    }
-
-    fn digest(&self, checkpoint: &Checkpoint, tensor: &TensorInfo) -> Result<Blake3, BindError> {
-        let mut hasher = hasher(tensor);
-        checkpoint.stream(tensor, self.progress, |_, piece| hasher.update(piece))?;
-        Ok(hasher.finish()?)
     }
 
     fn beside(&self, base: &TensorInfo, patched: &TensorInfo, edit: Option<&Edit>) -> Result<Compared, BindError> {
         // Rows lie as the patch says only in a tensor that it is for.
         let fits = |edit: &&Edit| base.dtype.editable() == Some(edit.dtype()) && base.shape == *edit.shape();
         let fitting = edit.filter(fits);
-        let mut digests = Digests { base: hasher(base), patched: None };
+        let mut digests = Digests { base: base.hasher(), patched: None };
         let mut folding = fitting.map(|edit| Folding::new(base, edit));
         let mut differences = Differences::new(Geometry::new(base, fitting), fitting);
         self.base.stream_beside(base, (self.patched, patched), self.progress, |begin, ours, theirs| {
@@ -174,10 +168,6 @@ impl Differences<'_> {
 
 fn same_form(one: &TensorInfo, other: &TensorInfo) -> bool {
     one.dtype == other.dtype && one.shape == other.shape
-}
-
-fn hasher(tensor: &TensorInfo) -> TensorHasher {
-    TensorHasher::of_type(&tensor.name, tensor.dtype.as_str(), &tensor.shape, tensor.length)
 }
 
 /// Content digests of both sides: one hasher as long as they are the same.

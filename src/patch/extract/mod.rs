@@ -228,7 +228,7 @@ fn check_outcome(
     progress.stage("checking the outcome", length);
     in_parallel(&pairs, |(edit, result)| {
         let tensor = tuned.tensor(edit.tensor())?;
-        let expected = tuned.digest(tensor, edit.dtype(), progress).map_err(PatchError::from)?;
+        let expected = tuned.digest(tensor, progress).map_err(PatchError::from)?;
         match expected == result.blake3 {
             true => Ok(()),
             false => Err(ExtractError::Outcome { tensor: tensor.name.clone(), expected, found: result.blake3 }),
