@@ -85,9 +85,9 @@ fn operations(run: &Run) -> f64 {
     let tokens = (run.sequences * run.length) as f64;
     let targets = (run.sequences * (run.length - 1 - run.first_target)) as f64;
     let (hidden, feed) = (config.hidden as f64, config.feed_forward as f64);
-    let queries = (config.heads * config.head_dim) as f64 * hidden;
-    let keys = (config.kv_heads * config.head_dim) as f64 * hidden;
-    let middle = config.layers as f64 - 2.0;
+    let queries = config.attention.query_width() as f64 * hidden;
+    let keys = config.attention.kv_width() as f64 * hidden;
+    let middle = config.layers.len() as f64 - 2.0;
     // Forward and backward through whole layers; the lowest has no attention and stops at its sites; in the last only
     // targets ask.
     let whole = 4.0 * tokens * middle * (2.0 * queries + 2.0 * keys + 3.0 * hidden * feed);
@@ -149,7 +149,7 @@ impl Random {
             "embed_tokens" | "lm_head" => vec![vocabulary, hidden],
             "gate_proj" | "up_proj" => vec![feed, hidden],
             "down_proj" => vec![hidden, feed],
-            "k_proj" | "v_proj" => vec![(config.kv_heads * config.head_dim) as u64, hidden],
+            "k_proj" | "v_proj" => vec![config.attention.kv_width() as u64, hidden],
             "q_proj" | "o_proj" => vec![hidden, hidden],
             _ => vec![hidden],
         }

@@ -14,6 +14,7 @@ use super::output::{Output, escape, table, warn};
 use super::progress::Bars;
 use super::{Verb, run as run_verb};
 use crate::checkpoint::Checkpoint;
+use crate::decoder::{Decoder, Device};
 use crate::digest::Blake3;
 use crate::eval::{ExactAnswer, GenerateParams, Generator, Judge, Rate, RefusalPhrases, Verdict};
 use crate::nest::{Chat, NestError, Progress, Stage, TemplateSource, encode_prompts};
@@ -236,7 +237,8 @@ impl Demo {
     fn answers(&self, model: &Path, sets: &BTreeMap<&'static str, PromptSet>) -> Result<Answers, Failure> {
         let checkpoint = Checkpoint::open(model)?;
         let chat = Chat::open(model, &TemplateSource::Checkpoint)?;
-        let generator = Generator::load(checkpoint.config(), &checkpoint).map_err(NestError::from)?;
+        let decoder = Decoder::from_checkpoint(&checkpoint, &Device::Cpu).map_err(NestError::from)?;
+        let generator = Generator::new(&decoder);
         let params = GenerateParams { max_tokens: MAX_TOKENS, ..GenerateParams::default() };
         let params = params.check().map_err(NestError::from)?;
         let stops: Vec<u32> = chat.stops().collect();

@@ -1,14 +1,16 @@
 //! Causal grouped-query attention over packed sequences, with rotary positions, and its gradient.
 //!
 //! Each sequence and key head is one small task; probabilities are computed again for the gradient, so a pass keeps
-//! nothing but its queries, keys and values.
+//! nothing but its queries, keys and values as the projections left them.
 
 use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
+use super::config::AttentionShape;
 use super::kernels;
+use super::norm::Norm;
 use super::rope::RopeTable;
 use super::storage::{View, matrix, update};
 
@@ -52,16 +54,18 @@ impl Span {
     }
 }
 
-/// The shape of an attention part.
-#[derive(Debug, Clone, Copy)]
+/// Attention without its projections.
+#[derive(Debug)]
 pub(super) struct Attention {
-    pub(super) heads: usize,
-    pub(super) kv_heads: usize,
-    pub(super) head_dim: usize,
-    pub(super) scale: f32,
+    pub(super) shape: AttentionShape,
+    /// A token sees itself and so many before it less one.
+    pub(super) window: Option<usize>,
+    /// Norms of every query head and every key head.
+    pub(super) head_norms: Option<[Norm; 2]>,
 }
 
-/// What attention reads: queries `[m, heads * head_dim]`, keys and values `[n, kv_heads * head_dim]`, not yet turned.
+/// What attention reads: queries `[m, heads * head_dim]`, keys and values `[n, kv_heads * head_dim]`, neither normalised
+/// nor turned.
 #[derive(Debug, Clone)]
 pub(super) struct Inputs {
     pub(super) queries: Tensor,
@@ -69,7 +73,7 @@ pub(super) struct Inputs {
     pub(super) values: Tensor,
 }
 
-/// One sequence and key head, gathered and turned: query heads one behind the other.
+/// One sequence and key head, gathered, normalised and turned: query heads one behind the other, times the scale.
 struct Task {
     queries: Tensor,
     keys: Tensor,
@@ -78,40 +82,41 @@ struct Task {
 
 impl Attention {
     /// `softmax(q k^T * scale) v` for every query, `[m, heads * head_dim]`.
-    pub(super) fn forward(&self, inputs: &Inputs, spans: &Spans, rope: &RopeTable) -> Result<Tensor> {
+    pub(super) fn forward(&self, inputs: &Inputs, spans: &Spans, rope: &RopeTable<'_>) -> Result<Tensor> {
         let views = Views::of(inputs)?;
         let tasks: Result<Vec<Vec<f32>>> = self
             .tasks(spans)
             .map(|(span, head)| {
                 let task = self.gather(&views, span, head, spans, rope)?;
-                let attended = self.probabilities(&task, span, spans)?.matmul(&task.values)?;
-                attended.flatten_all()?.to_vec1()
+                let (probabilities, _) = self.probabilities(&task, span, spans)?;
+                probabilities.matmul(&task.values)?.flatten_all()?.to_vec1()
             })
             .collect();
-        let mut out = vec![0.0; spans.rows.len() * self.heads * self.head_dim];
+        let width = self.shape.query_width();
+        let mut out = vec![0.0; spans.rows.len() * width];
         for ((span, head), attended) in self.list(spans).into_iter().zip(tasks?) {
             self.scatter_queries(&mut out, &attended, span, head);
         }
-        matrix(out, self.heads * self.head_dim)
+        matrix(out, width)
     }
 
     /// The gradient with respect to queries, keys and values, given that with respect to the output.
-    pub(super) fn grad(&self, grad: &Tensor, inputs: &Inputs, spans: &Spans, rope: &RopeTable) -> Result<Inputs> {
+    pub(super) fn grad(&self, grad: &Tensor, inputs: &Inputs, spans: &Spans, rope: &RopeTable<'_>) -> Result<Inputs> {
         let views = Views::of(inputs)?;
         let grad_view = View::of(grad)?;
         let grad = grad_view.values()?;
         let tasks: Result<Vec<[Vec<f32>; 3]>> =
             self.tasks(spans).map(|(span, head)| self.task_grad(grad, &views, span, head, spans, rope)).collect();
-        let kv_width = self.kv_heads * self.head_dim;
-        let mut queries = vec![0.0; spans.rows.len() * self.heads * self.head_dim];
+        let (width, kv_width, head_dim) = (self.shape.query_width(), self.shape.kv_width(), self.shape.head_dim);
+        let mut queries = vec![0.0; spans.rows.len() * width];
         let (mut keys, mut values) = (vec![0.0; views.keys()?.len()], vec![0.0; views.keys()?.len()]);
         for ((span, head), [d_queries, d_keys, d_values]) in self.list(spans).into_iter().zip(tasks?) {
             self.scatter_queries(&mut queries, &d_queries, span, head);
-            scatter(&mut keys, &d_keys, span.keys.clone(), kv_width, head * self.head_dim, self.head_dim);
-            scatter(&mut values, &d_values, span.keys.clone(), kv_width, head * self.head_dim, self.head_dim);
+            scatter(&mut keys, &d_keys, span.keys.clone(), kv_width, head * head_dim, head_dim);
+            scatter(&mut values, &d_values, span.keys.clone(), kv_width, head * head_dim, head_dim);
         }
         Ok(Inputs {
-            queries: matrix(queries, self.heads * self.head_dim)?,
+            queries: matrix(queries, width)?,
             keys: matrix(keys, kv_width)?,
             values: matrix(values, kv_width)?,
         })
@@ -124,82 +129,127 @@ impl Attention {
         span: &Span,
         head: usize,
         spans: &Spans,
-        rope: &RopeTable,
+        rope: &RopeTable<'_>,
     ) -> Result<[Vec<f32>; 3]> {
         let task = self.gather(views, span, head, spans, rope)?;
-        let probabilities = self.probabilities(&task, span, spans)?;
-        let grad = matrix(self.gather_queries(grad, span, head), self.head_dim)?;
+        let (probabilities, capped) = self.probabilities(&task, span, spans)?;
+        let grad = matrix(self.gather_queries(grad, span, head), self.shape.head_dim)?;
         let d_values = probabilities.t()?.matmul(&grad)?;
-        let d_scores = grad.matmul(&task.values.t()?)?;
-        let width = span.keys.len();
-        {
-            let probabilities = View::of(&probabilities)?;
-            let probabilities = probabilities.values()?;
-            update(&d_scores, |grad| {
-                let rows = grad.chunks_exact_mut(width).zip(probabilities.chunks_exact(width));
-                rows.for_each(|(grad, row)| kernels::softmax_grad(grad, row, self.scale));
-            })?;
-        }
+        let d_scores = self.scores_grad(&grad.matmul(&task.values.t()?)?, &probabilities, capped.as_ref())?;
         let mut d_queries: Vec<f32> = d_scores.matmul(&task.keys)?.flatten_all()?.to_vec1()?;
         let mut d_keys: Vec<f32> = d_scores.t()?.matmul(&task.queries)?.flatten_all()?.to_vec1()?;
+        let (length, head_dim) = (span.keys.len(), self.shape.head_dim);
+        kernels::scale(&mut d_queries, self.shape.scale);
         let positions = span.positions(&spans.rows).cycle_over(self.group());
-        d_queries.chunks_exact_mut(self.head_dim).zip(positions).for_each(|(head, at)| rope.rotate_back(head, at));
-        d_keys.chunks_exact_mut(self.head_dim).enumerate().for_each(|(at, head)| rope.rotate_back(head, at));
+        d_queries.chunks_exact_mut(head_dim).zip(positions).for_each(|(head, at)| rope.rotate_back(head, at, length));
+        d_keys.chunks_exact_mut(head_dim).enumerate().for_each(|(at, head)| rope.rotate_back(head, at, length));
+        if let Some([query_norm, key_norm]) = &self.head_norms {
+            let (queries, keys) =
+                (self.gather_queries(views.queries()?, span, head), self.gather_keys(views, span, head)?);
+            d_queries = through(query_norm, &d_queries, &queries);
+            d_keys = through(key_norm, &d_keys, &keys);
+        }
         Ok([d_queries, d_keys, d_values.flatten_all()?.to_vec1()?])
+    }
+
+    /// The gradient with respect to the scores, over that with respect to the probabilities.
+    fn scores_grad(&self, grad: &Tensor, probabilities: &Tensor, capped: Option<&Tensor>) -> Result<Tensor> {
+        let width = probabilities.dim(1)?;
+        let probabilities = View::of(probabilities)?;
+        let probabilities = probabilities.values()?;
+        update(grad, |grad| {
+            let rows = grad.chunks_exact_mut(width).zip(probabilities.chunks_exact(width));
+            rows.for_each(|(grad, row)| kernels::softmax_grad(grad, row));
+        })?;
+        if let (Some(capped), Some(cap)) = (capped, self.shape.softcap) {
+            let capped = View::of(capped)?;
+            let capped = capped.values()?;
+            update(grad, |grad| kernels::soft_cap_grad(grad, capped, cap))?;
+        }
+        Ok(grad.clone())
     }
 
     /// Query heads to a key head.
     fn group(&self) -> usize {
-        self.heads / self.kv_heads
+        self.shape.heads / self.shape.kv_heads
     }
 
     fn list<'a>(&self, spans: &'a Spans) -> Vec<(&'a Span, usize)> {
-        spans.spans.iter().flat_map(|span| (0..self.kv_heads).map(move |head| (span, head))).collect()
+        spans.spans.iter().flat_map(|span| (0..self.shape.kv_heads).map(move |head| (span, head))).collect()
     }
 
     fn tasks<'a>(&self, spans: &'a Spans) -> impl IndexedParallelIterator<Item = (&'a Span, usize)> {
         self.list(spans).into_par_iter()
     }
 
-    fn gather(&self, views: &Views<'_>, span: &Span, head: usize, spans: &Spans, rope: &RopeTable) -> Result<Task> {
+    fn gather(&self, views: &Views<'_>, span: &Span, head: usize, spans: &Spans, rope: &RopeTable<'_>) -> Result<Task> {
+        let (length, head_dim) = (span.keys.len(), self.shape.head_dim);
         let mut queries = self.gather_queries(views.queries()?, span, head);
+        let mut keys = self.gather_keys(views, span, head)?;
+        if let Some([query_norm, key_norm]) = &self.head_norms {
+            (queries, keys) = (query_norm.rows(&queries), key_norm.rows(&keys));
+        }
         let positions = span.positions(&spans.rows).cycle_over(self.group());
-        queries.chunks_exact_mut(self.head_dim).zip(positions).for_each(|(head, at)| rope.rotate(head, at));
-        let column = head * self.head_dim;
-        let kv_width = self.kv_heads * self.head_dim;
-        let mut keys = gather(views.keys()?, span.keys.clone(), kv_width, column, self.head_dim);
-        keys.chunks_exact_mut(self.head_dim).enumerate().for_each(|(at, head)| rope.rotate(head, at));
-        let values = gather(views.values()?, span.keys.clone(), kv_width, column, self.head_dim);
+        queries.chunks_exact_mut(head_dim).zip(positions).for_each(|(head, at)| rope.rotate(head, at, length));
+        keys.chunks_exact_mut(head_dim).enumerate().for_each(|(at, head)| rope.rotate(head, at, length));
+        kernels::scale(&mut queries, self.shape.scale);
+        let values = gather(views.values()?, span.keys.clone(), self.shape.kv_width(), head * head_dim, head_dim);
         Ok(Task {
-            queries: matrix(queries, self.head_dim)?,
-            keys: matrix(keys, self.head_dim)?,
-            values: matrix(values, self.head_dim)?,
+            queries: matrix(queries, head_dim)?,
+            keys: matrix(keys, head_dim)?,
+            values: matrix(values, head_dim)?,
         })
     }
 
-    fn probabilities(&self, task: &Task, span: &Span, spans: &Spans) -> Result<Tensor> {
+    /// Attention probabilities, and the scores after their soft cap if there is one.
+    fn probabilities(&self, task: &Task, span: &Span, spans: &Spans) -> Result<(Tensor, Option<Tensor>)> {
         let scores = task.queries.matmul(&task.keys.t()?)?;
+        let capped = match self.shape.softcap {
+            Some(cap) => {
+                update(&scores, |scores| kernels::soft_cap(scores, cap))?;
+                Some(scores.copy()?)
+            }
+            None => None,
+        };
         let positions = span.positions(&spans.rows).cycle_over(self.group());
         update(&scores, |scores| {
             let rows = scores.chunks_exact_mut(span.keys.len()).zip(positions);
-            rows.for_each(|(row, position)| kernels::causal_softmax(row, position + 1, self.scale));
+            rows.for_each(|(row, position)| kernels::masked_softmax(row, self.seen(position)));
         })?;
-        Ok(scores)
+        Ok((scores, capped))
+    }
+
+    /// The positions that a token at `position` looks at.
+    fn seen(&self, position: usize) -> Range<usize> {
+        let end = position + 1;
+        self.window.map_or(0, |window| end.saturating_sub(window))..end
+    }
+
+    fn gather_keys(&self, views: &Views<'_>, span: &Span, head: usize) -> Result<Vec<f32>> {
+        let head_dim = self.shape.head_dim;
+        Ok(gather(views.keys()?, span.keys.clone(), self.shape.kv_width(), head * head_dim, head_dim))
     }
 
     /// The heads that share a key head, `[group, queries, head_dim]`.
     fn gather_queries(&self, from: &[f32], span: &Span, head: usize) -> Vec<f32> {
-        let (width, group) = (self.heads * self.head_dim, self.group());
-        let columns = (0..group).map(|member| (head * group + member) * self.head_dim);
-        columns.flat_map(|column| gather(from, span.queries.clone(), width, column, self.head_dim)).collect()
+        let (width, group, head_dim) = (self.shape.query_width(), self.group(), self.shape.head_dim);
+        let columns = (0..group).map(|member| (head * group + member) * head_dim);
+        columns.flat_map(|column| gather(from, span.queries.clone(), width, column, head_dim)).collect()
     }
 
     fn scatter_queries(&self, into: &mut [f32], from: &[f32], span: &Span, head: usize) {
-        let (width, group) = (self.heads * self.head_dim, self.group());
-        for (member, from) in from.chunks_exact(span.queries.len() * self.head_dim).enumerate() {
-            scatter(into, from, span.queries.clone(), width, (head * group + member) * self.head_dim, self.head_dim);
+        let (width, group, head_dim) = (self.shape.query_width(), self.group(), self.shape.head_dim);
+        for (member, from) in from.chunks_exact(span.queries.len() * head_dim).enumerate() {
+            scatter(into, from, span.queries.clone(), width, (head * group + member) * head_dim, head_dim);
         }
     }
+}
+
+/// The gradient with respect to `x` where `grad` is that with respect to its norm.
+fn through(norm: &Norm, grad: &[f32], x: &[f32]) -> Vec<f32> {
+    let mut into = vec![0.0; x.len()];
+    norm.rows_grad(&mut into, grad, x);
+    into
 }
 
 /// Repeats an iterator's items a number of times.

@@ -6,6 +6,7 @@ use super::families::FAMILIES;
 use super::keys::Keys;
 use super::names::Names;
 use super::rope::Rope;
+use super::weights::Weights;
 use super::{DecoderError, Projection, Site};
 use crate::checkpoint::Checkpoint;
 use crate::tensor::TensorName;
@@ -13,38 +14,89 @@ use crate::tensor::TensorName;
 /// The dimensions and parts of a decoder. A family (`families/`) reads it from its own dialect of config.json.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// The architecture, by `model_type`.
+    /// The architecture, by `model_type` of the language decoder.
     pub architecture: String,
     /// Width of the residual stream.
     pub hidden: usize,
     /// Neurons of a feed-forward part: rows of a gate or up projection.
     pub feed_forward: usize,
-    /// The number of layers.
-    pub layers: usize,
+    /// Rows of the embedding.
+    pub vocabulary: usize,
+    /// The longest sequence, in tokens: `max_position_embeddings`, or what positions are stretched to.
+    pub max_positions: usize,
+    /// What the embedding is multiplied by.
+    pub embedding_scale: f32,
+    /// The norms.
+    pub norms: Norms,
+    /// The attention parts.
+    pub attention: AttentionShape,
+    /// The layers, from the first.
+    pub layers: Vec<LayerKind>,
+    /// Rotary positions; a layer names one of them.
+    pub ropes: Vec<Rope>,
+    /// The function between gate and up.
+    pub activation: Activation,
+    /// Gate, up and down projections have biases.
+    pub mlp_bias: bool,
+    /// Logits are squeezed into ± this by a hyperbolic tangent.
+    pub logit_softcap: Option<f32>,
+    /// Whether the head is the embedding; where config.json leaves it open, whether the checkpoint has no head.
+    pub(super) tied: Option<bool>,
+    /// What the tensors are called.
+    pub(super) names: Names,
+}
+
+/// How a network normalises.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Norms {
+    /// Added to the mean square.
+    pub epsilon: f32,
+    /// Added to the stored weights: 1 where they are stored less 1.
+    pub offset: f32,
+    /// Each half of a layer also normalises what it adds to the residual stream.
+    pub after: bool,
+}
+
+/// The shape of the attention parts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionShape {
     /// Query heads.
     pub heads: usize,
     /// Key and value heads; divides `heads`.
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Rows of the embedding.
-    pub vocabulary: usize,
-    /// The longest sequence, in tokens.
-    pub max_positions: usize,
-    /// Added to the mean square in a norm.
-    pub norm_epsilon: f32,
-    /// Rotary positions.
-    pub rope: Rope,
-    /// The function between gate and up.
-    pub activation: Activation,
-    /// Query, key, value and output projections have biases.
-    pub attention_bias: bool,
-    /// Gate, up and down projections have biases.
-    pub mlp_bias: bool,
-    /// The head is the embedding.
-    pub tied: bool,
-    /// What the tensors are called.
-    pub(super) names: Names,
+    /// What scores are multiplied by.
+    pub scale: f32,
+    /// Scores are squeezed into ± this by a hyperbolic tangent.
+    pub softcap: Option<f32>,
+    /// Each query and key head is normalised.
+    pub head_norms: bool,
+    /// Query, key and value projections have biases.
+    pub bias: bool,
+    /// The output projection has a bias.
+    pub output_bias: bool,
+}
+
+impl AttentionShape {
+    /// Width of all query heads together.
+    pub fn query_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Width of all key heads, or all value heads, together.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+}
+
+/// How layers differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LayerKind {
+    /// A token sees only itself and so many tokens before it less one; all of them where there is no window.
+    pub window: Option<usize>,
+    /// Which of the network's rotary positions it uses.
+    pub rope: usize,
 }
 
 /// The function that a gate passes through.
@@ -52,6 +104,18 @@ pub struct Config {
 pub enum Activation {
     /// x / (1 + e^-x)
     Silu,
+    /// x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
+    GeluTanh,
+}
+
+impl Activation {
+    /// The name that transformers gives it, at `key`.
+    pub(super) fn read(keys: &Keys<'_>, key: &str, default: &'static str) -> Result<Self, DecoderError> {
+        match keys.one_of(key, default, &["silu", "swish", "gelu_pytorch_tanh", "gelu_new"])? {
+            "silu" | "swish" => Ok(Self::Silu),
+            _ => Ok(Self::GeluTanh),
+        }
+    }
 }
 
 /// The rows of a tensor that a site's neurons are.
@@ -66,18 +130,19 @@ pub struct SiteTensor {
 }
 
 impl Config {
-    /// Reads a checkpoint's config.json.
+    /// Reads a checkpoint's config.json and finds out what its tensors are called.
     ///
     /// # Errors
-    /// As [`Self::from_json`].
+    /// As [`Self::from_json`] and [`Self::located`].
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self, DecoderError> {
-        Self::from_json(checkpoint.config())
+        Self::from_json(checkpoint.config())?.located(checkpoint)
     }
 
     /// Reads config.json.
     ///
     /// # Errors
-    /// An architecture, activation or kind of position that is not supported, by name; a value missing or senseless.
+    /// An architecture, activation, kind of attention or kind of position that is not supported, by name; a value
+    /// missing or senseless.
     pub fn from_json(config: &Map<String, Value>) -> Result<Self, DecoderError> {
         let keys = Keys::top(config);
         let model_type = keys.text("model_type")?.ok_or_else(|| keys.absent("model_type", "a text"))?;
@@ -85,21 +150,40 @@ impl Config {
             return Err(keys.unsupported("quantization_config", "unquantised weights", "quantised weights"));
         }
         let Some((_, read)) = FAMILIES.iter().find(|(name, _)| *name == model_type) else {
-            let known: Vec<&str> = FAMILIES.iter().map(|(name, _)| *name).collect();
-            return Err(keys.unsupported("model_type", known.join(" or "), model_type));
+            // A decoder's own type, as it stands inside a multimodal checkpoint, tells nobody anything.
+            let known = FAMILIES.iter().map(|(name, _)| *name).filter(|name| !name.ends_with("_vl_text"));
+            let expected = format!("one of {}", known.collect::<Vec<_>>().join(", "));
+            return Err(keys.unsupported("model_type", expected, model_type));
         };
-        read(keys)?.checked(keys)
+        read(&keys)?.checked(&keys)
     }
 
-    fn checked(self, keys: Keys<'_>) -> Result<Self, DecoderError> {
-        if !self.heads.is_multiple_of(self.kv_heads) {
-            let expected = format!("a divisor of num_attention_heads, {}", self.heads);
-            return Err(keys.wrong("num_key_value_heads", &expected, &self.kv_heads.into()));
+    fn checked(self, keys: &Keys<'_>) -> Result<Self, DecoderError> {
+        let AttentionShape { heads, kv_heads, head_dim, .. } = self.attention;
+        if !heads.is_multiple_of(kv_heads) {
+            let expected = format!("a divisor of num_attention_heads, {heads}");
+            return Err(keys.wrong("num_key_value_heads", &expected, &kv_heads.into()));
         }
-        if !self.head_dim.is_multiple_of(2) {
-            return Err(keys.wrong("head_dim", "an even number", &self.head_dim.into()));
+        if !head_dim.is_multiple_of(2) {
+            return Err(keys.wrong("head_dim", "an even number", &head_dim.into()));
         }
-        Ok(self)
+        let longest = self.ropes.iter().map(|rope| rope.scaling.longest(self.max_positions)).max();
+        Ok(Self { max_positions: longest.unwrap_or(self.max_positions), ..self })
+    }
+
+    /// The same network with the tensor names of a checkpoint, where the family has been stored under several.
+    ///
+    /// # Errors
+    /// None of the family's names is there.
+    pub fn located(self, weights: &dyn Weights) -> Result<Self, DecoderError> {
+        let names = self.names.located(weights)?;
+        let has_head = weights.describe(&names.head()?).is_some();
+        Ok(Self { tied: Some(self.tied.unwrap_or(!has_head)), names, ..self })
+    }
+
+    /// Whether the head is the embedding.
+    pub(super) fn is_tied(&self) -> bool {
+        self.tied == Some(true)
     }
 
     /// The tensor and rows of a site.
@@ -107,26 +191,17 @@ impl Config {
     /// # Errors
     /// A layer that the network does not have.
     pub fn site_tensor(&self, site: Site) -> Result<SiteTensor, DecoderError> {
-        if site.layer >= self.layers {
-            let (expected, found) = (format!("a layer below {}", self.layers), site.layer.to_string());
+        if site.layer >= self.layers.len() {
+            let (expected, found) = (format!("a layer below {}", self.layers.len()), site.layer.to_string());
             return Err(DecoderError::Deltas { site, expected, found });
         }
-        let name = self.names.layer(site.layer, &format!("mlp.{}_proj.weight", site.projection))?;
-        Ok(SiteTensor { name, first: 0, rows: self.feed_forward })
+        let (leaf, part) = self.names.site(site.projection);
+        let name = self.names.layer(site.layer, &format!("{leaf}.weight"))?;
+        Ok(SiteTensor { name, first: part * self.feed_forward, rows: self.feed_forward })
     }
 
     /// All sites, layer by layer, gate before up.
     pub fn sites(&self) -> impl Iterator<Item = Site> + use<> {
-        (0..self.layers).flat_map(|layer| Projection::ALL.map(|projection| Site { layer, projection }))
-    }
-
-    /// Width of all query heads together.
-    pub(super) fn query_width(&self) -> usize {
-        self.heads * self.head_dim
-    }
-
-    /// Width of all key heads, or all value heads, together.
-    pub(super) fn kv_width(&self) -> usize {
-        self.kv_heads * self.head_dim
+        (0..self.layers.len()).flat_map(|layer| Projection::ALL.map(|projection| Site { layer, projection }))
     }
 }

@@ -82,8 +82,9 @@ impl SharedDeltas {
     /// A site, row or cluster out of range, rows not ascending, values of another size.
     pub fn new(config: &Config, sites: BTreeMap<Site, SiteDeltas>) -> Result<Self, DecoderError> {
         for (site, deltas) in &sites {
-            if site.layer >= config.layers {
-                let (expected, found) = (format!("a layer below {}", config.layers), site.layer.to_string());
+            let layers = config.layers.len();
+            if site.layer >= layers {
+                let (expected, found) = (format!("a layer below {layers}"), site.layer.to_string());
                 return Err(DecoderError::Deltas { site: *site, expected, found });
             }
             deltas.check(config).map_err(|(expected, found)| DecoderError::Deltas { site: *site, expected, found })?;

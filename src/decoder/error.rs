@@ -33,6 +33,12 @@ pub enum DecoderError {
         /// The tensor.
         name: TensorName,
     },
+    /// The decoder lies under none of the names that its family has been stored under.
+    #[error("the checkpoint has no tensor {names}, where its config.json says the language decoder is")]
+    Nowhere {
+        /// The embeddings that were looked for.
+        names: String,
+    },
     /// A weight has another element type or shape than the configuration says.
     #[error("tensor {name}: expected {expected}, found {found}")]
     Tensor {

@@ -3,9 +3,9 @@
 use candle_core::{Result, Tensor};
 
 use super::kernels;
-use super::layer::Norm;
 use super::linear::FrozenLinear;
-use super::storage::{matrix, update};
+use super::norm::Norm;
+use super::storage::{View, matrix, update};
 
 /// Rows whose logits exist at one time: 256 x 128,000 f32 are 125 MiB.
 const ROWS: usize = 256;
@@ -15,6 +15,8 @@ const ROWS: usize = 256;
 pub(super) struct Head {
     pub(super) norm: Norm,
     pub(super) linear: FrozenLinear,
+    /// Logits are squeezed into ± this.
+    pub(super) softcap: Option<f32>,
 }
 
 /// A token to be predicted from a row of the residual stream, and its share in the loss.
@@ -27,7 +29,15 @@ pub(super) struct Goal {
 impl Head {
     /// `[n, hidden]` to `[n, vocabulary]`.
     pub(super) fn logits(&self, x: &Tensor) -> Result<Tensor> {
-        self.linear.forward(&self.norm.forward(x)?)
+        self.logits_of(&self.norm.forward(x)?)
+    }
+
+    fn logits_of(&self, normed: &Tensor) -> Result<Tensor> {
+        let logits = self.linear.forward(normed)?;
+        if let Some(cap) = self.softcap {
+            update(&logits, |logits| kernels::soft_cap(logits, cap))?;
+        }
+        Ok(logits)
     }
 
     /// The cross-entropy of row i against goal i, summed by share.
@@ -46,8 +56,14 @@ impl Head {
         let width = x.dim(1)?;
         let (mut loss, mut normed_grad) = (0.0, Vec::with_capacity(x.elem_count()));
         for (index, goals) in goals.chunks(ROWS).enumerate() {
-            let logits = self.linear.forward(&normed.narrow(0, index * ROWS, goals.len())?)?;
+            let logits = self.logits_of(&normed.narrow(0, index * ROWS, goals.len())?)?;
+            let capped = self.softcap.map(|cap| Ok::<_, candle_core::Error>((logits.copy()?, cap))).transpose()?;
             loss += cross_entropy(&logits, goals)?;
+            if let Some((capped, cap)) = capped {
+                let capped = View::of(&capped)?;
+                let capped = capped.values()?;
+                update(&logits, |grad| kernels::soft_cap_grad(grad, capped, cap))?;
+            }
             normed_grad.extend(self.linear.input_grad(&logits)?.flatten_all()?.to_vec1::<f32>()?);
         }
         let grad = x.zeros_like()?;

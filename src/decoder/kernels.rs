@@ -3,6 +3,8 @@
 //! Written so that the compiler can vectorise: fixed lanes, no calls to libm, no indexing. Rows are independent, so
 //! results do not depend on the number of threads.
 
+use std::ops::Range;
+
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -105,50 +107,104 @@ fn inverse_rms(x: &[f32], epsilon: f32) -> f32 {
     1.0 / (reduce(x, x, |a, b| a * b) / x.len() as f32 + epsilon).sqrt()
 }
 
-/// `silu(gate) * up`.
-pub(super) fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
+/// tanh x within a few units in the last place; Cephes' polynomial for small x.
+#[inline(always)]
+pub(super) fn tanh(x: f32) -> f32 {
+    let square = x * x;
+    let tail = (-5.704_988_7e-3 * square + 2.063_908_8e-2) * square - 5.373_971_6e-2;
+    let small = ((tail * square + 1.333_144_2e-1) * square - 3.333_328e-1) * square * x + x;
+    let large = 1.0 - 2.0 / (exp(2.0 * x) + 1.0);
+    if x.abs() < 0.625 { small } else { large }
+}
+
+/// x / (1 + e^-x), and its slope.
+#[inline(always)]
+pub(super) fn silu(x: f32) -> (f32, f32) {
+    let s = sigmoid(x);
+    (x * s, s * (1.0 + x * (1.0 - s)))
+}
+
+/// x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), and its slope.
+#[inline(always)]
+pub(super) fn gelu_tanh(x: f32) -> (f32, f32) {
+    const ROOT: f32 = 0.797_884_6;
+    let cubic = 0.044_715 * x * x;
+    let t = tanh(ROOT * x * (1.0 + cubic));
+    (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * ROOT * (1.0 + 3.0 * cubic))
+}
+
+/// `f(gate) * up`; `f` also gives its slope, which the compiler drops here.
+pub(super) fn gated(gate: &[f32], up: &[f32], f: impl Fn(f32) -> (f32, f32) + Sync) -> Vec<f32> {
     let mut y = vec![0.0; gate.len()];
     y.par_chunks_mut(TASK).zip(gate.par_chunks(TASK)).zip(up.par_chunks(TASK)).for_each(|((y, gate), up)| {
         for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
-            *y = g * sigmoid(*g) * u;
+            *y = f(*g).0 * u;
         }
     });
     y
 }
 
-/// Gradients of [`swiglu`] with respect to gate and up.
-pub(super) fn swiglu_grad(grad: &[f32], gate: &[f32], up: &[f32]) -> (Vec<f32>, Vec<f32>) {
+/// Gradients of [`gated`] with respect to gate and up.
+pub(super) fn gated_grad(
+    grad: &[f32],
+    gate: &[f32],
+    up: &[f32],
+    f: impl Fn(f32) -> (f32, f32) + Sync,
+) -> (Vec<f32>, Vec<f32>) {
     let (mut d_gate, mut d_up) = (vec![0.0; gate.len()], vec![0.0; up.len()]);
     let outputs = d_gate.par_chunks_mut(TASK).zip(d_up.par_chunks_mut(TASK));
     let inputs = grad.par_chunks(TASK).zip(gate.par_chunks(TASK)).zip(up.par_chunks(TASK));
     outputs.zip(inputs).for_each(|((d_gate, d_up), ((grad, gate), up))| {
         for ((((d_gate, d_up), d), g), u) in d_gate.iter_mut().zip(d_up).zip(grad).zip(gate).zip(up) {
-            let s = sigmoid(*g);
-            *d_gate = d * u * s * (1.0 + g * (1.0 - s));
-            *d_up = d * g * s;
+            let (value, slope) = f(*g);
+            *d_gate = d * u * slope;
+            *d_up = d * value;
         }
     });
     (d_gate, d_up)
 }
 
-/// Softmax of one row of scores in place, over its first `seen` entries; the rest becomes zero.
-pub(super) fn causal_softmax(scores: &mut [f32], seen: usize, scale: f32) {
-    let (seen, unseen) = scores.split_at_mut(seen.min(scores.len()));
-    unseen.fill(0.0);
-    let most = largest(seen) * scale;
+/// `cap * tanh(x / cap)` in place.
+pub(super) fn soft_cap(values: &mut [f32], cap: f32) {
+    values.par_chunks_mut(TASK).for_each(|values| values.iter_mut().for_each(|x| *x = cap * tanh(*x / cap)));
+}
+
+/// Gradient of [`soft_cap`] with respect to its input, over that of its output; `capped` is the output.
+pub(super) fn soft_cap_grad(grad: &mut [f32], capped: &[f32], cap: f32) {
+    grad.par_chunks_mut(TASK).zip(capped.par_chunks(TASK)).for_each(|(grad, capped)| {
+        for (g, y) in grad.iter_mut().zip(capped) {
+            let t = y / cap;
+            *g *= 1.0 - t * t;
+        }
+    });
+}
+
+/// Softmax of one row of scores in place, over the entries that are seen; the rest becomes zero.
+pub(super) fn masked_softmax(scores: &mut [f32], seen: Range<usize>) {
+    let end = seen.end.min(scores.len());
+    let (before, after) = scores.split_at_mut(end);
+    let (before, seen) = before.split_at_mut(seen.start.min(end));
+    before.fill(0.0);
+    after.fill(0.0);
+    let most = largest(seen);
     for score in seen.iter_mut() {
-        *score = exp(*score * scale - most);
+        *score = exp(*score - most);
     }
     let total = 1.0 / reduce(seen, seen, |a, _| a);
     seen.iter_mut().for_each(|score| *score *= total);
 }
 
-/// Gradient of [`causal_softmax`] with respect to the scores, written over the gradient of its output.
-pub(super) fn softmax_grad(grad: &mut [f32], probabilities: &[f32], scale: f32) {
+/// Gradient of [`masked_softmax`] with respect to the scores, written over the gradient of its output.
+pub(super) fn softmax_grad(grad: &mut [f32], probabilities: &[f32]) {
     let mean = reduce(grad, probabilities, |g, p| g * p);
     for (g, p) in grad.iter_mut().zip(probabilities) {
-        *g = p * (*g - mean) * scale;
+        *g = p * (*g - mean);
     }
+}
+
+/// `values *= factor`.
+pub(super) fn scale(values: &mut [f32], factor: f32) {
+    values.iter_mut().for_each(|value| *value *= factor);
 }
 
 /// Cross-entropy of one row of logits against a token, and over the logits its gradient times `weight`.
@@ -263,11 +319,21 @@ mod tests {
     }
 
     #[test]
+    fn tanh_agrees_with_the_library() {
+        for step in -3_000..3_000 {
+            let x = step as f32 * 0.01;
+            assert!((f64::from(tanh(x)) - f64::from(x).tanh()).abs() <= 2.4e-7, "tanh({x}) = {}", tanh(x));
+            let y = x * 1e-3;
+            assert!((f64::from(tanh(y)) - f64::from(y).tanh()).abs() <= f64::from(y.abs()) * 2e-7, "tanh({y})");
+        }
+    }
+
+    #[test]
     fn softmax_rows_sum_to_one_over_what_is_seen() {
         let mut row: Vec<f32> = (0..37).map(|i| (i * 7 % 11) as f32 - 90.0).collect();
-        causal_softmax(&mut row, 20, 0.5);
+        masked_softmax(&mut row, 3..20);
         assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-6);
-        assert!(row.iter().take(20).all(|p| *p > 0.0) && row.iter().skip(20).all(|p| *p == 0.0));
+        assert!(row.iter().enumerate().all(|(at, p)| (*p > 0.0) == (3..20).contains(&at)));
     }
 
     #[test]
@@ -288,9 +354,19 @@ mod tests {
         rms_norm_grad(&mut norm, &g, &x, &w, 1e-5);
         compare(&norm, &x, &g, |x| rms_norm(x, &w, 1e-5));
         let up: Vec<f32> = x.iter().rev().copied().collect();
-        let (d_gate, d_up) = swiglu_grad(&g, &x, &up);
-        compare(&d_gate, &x, &g, |x| swiglu(x, &up));
-        compare(&d_up, &up, &g, |up| swiglu(&x, up));
+        for f in [silu, gelu_tanh] {
+            let (d_gate, d_up) = gated_grad(&g, &x, &up, f);
+            compare(&d_gate, &x, &g, |x| gated(x, &up, f));
+            compare(&d_up, &up, &g, |up| gated(&x, up, f));
+        }
+        let capped = |x: &[f32]| {
+            let mut y = x.to_vec();
+            soft_cap(&mut y, 0.7);
+            y
+        };
+        let mut grad = g.clone();
+        soft_cap_grad(&mut grad, &capped(&x), 0.7);
+        compare(&grad, &x, &g, capped);
     }
 
     fn compare(ours: &[f32], x: &[f32], g: &[f32], f: impl Fn(&[f32]) -> Vec<f32>) {

@@ -5,15 +5,15 @@ use serde_json::{Map, Value};
 use super::DecoderError;
 
 /// An object inside config.json and the path that leads to it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Keys<'a> {
     map: &'a Map<String, Value>,
-    parent: &'a str,
+    parent: String,
 }
 
 impl<'a> Keys<'a> {
     pub(super) fn top(map: &'a Map<String, Value>) -> Self {
-        Self { map, parent: "" }
+        Self { map, parent: String::new() }
     }
 
     /// A key's value; JSON's null counts as absent, as transformers writes it for "not set".
@@ -21,10 +21,15 @@ impl<'a> Keys<'a> {
         self.map.get(key).filter(|value| !value.is_null())
     }
 
-    pub(super) fn object(&self, key: &'a str) -> Result<Option<Self>, DecoderError> {
+    /// Whether a key is written down, be it as null.
+    pub(super) fn written(&self, key: &str) -> bool {
+        self.map.contains_key(key)
+    }
+
+    pub(super) fn object(&self, key: &str) -> Result<Option<Self>, DecoderError> {
         match self.get(key) {
             None => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(Self { map, parent: key })),
+            Some(Value::Object(map)) => Ok(Some(Self { map, parent: self.path(key) })),
             Some(other) => Err(self.wrong(key, "an object", other)),
         }
     }
@@ -37,7 +42,7 @@ impl<'a> Keys<'a> {
         Ok(self.optional_size(key)?.unwrap_or(default))
     }
 
-    fn optional_size(&self, key: &str) -> Result<Option<usize>, DecoderError> {
+    pub(super) fn optional_size(&self, key: &str) -> Result<Option<usize>, DecoderError> {
         // Bounded so that products of two sizes cannot overflow.
         let limit = 1 << 31;
         self.get(key)
@@ -56,7 +61,7 @@ impl<'a> Keys<'a> {
         Ok(self.optional_number(key)?.unwrap_or(default))
     }
 
-    fn optional_number(&self, key: &str) -> Result<Option<f32>, DecoderError> {
+    pub(super) fn optional_number(&self, key: &str) -> Result<Option<f32>, DecoderError> {
         self.get(key)
             .map(|value| match value.as_f64().map(|number| number as f32) {
                 Some(number) if number > 0.0 && number.is_finite() => Ok(number),
@@ -66,8 +71,33 @@ impl<'a> Keys<'a> {
     }
 
     pub(super) fn flag_or(&self, key: &str, default: bool) -> Result<bool, DecoderError> {
-        self.get(key)
-            .map_or(Ok(default), |value| value.as_bool().ok_or_else(|| self.wrong(key, "true or false", value)))
+        Ok(self.optional_flag(key)?.unwrap_or(default))
+    }
+
+    pub(super) fn optional_flag(&self, key: &str) -> Result<Option<bool>, DecoderError> {
+        self.get(key).map(|value| value.as_bool().ok_or_else(|| self.wrong(key, "true or false", value))).transpose()
+    }
+
+    /// Numbers above 0, one for each of `count`.
+    pub(super) fn numbers(&self, key: &str, count: usize) -> Result<Vec<f32>, DecoderError> {
+        let expected = format!("{count} numbers above 0");
+        let value = self.get(key).ok_or_else(|| self.absent(key, &expected))?;
+        let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
+        let above = |entry: &Value| entry.as_f64().map(|number| number as f32).filter(|number| *number > 0.0);
+        let numbers: Vec<f32> = list.iter().map_while(above).collect();
+        if numbers.len() == count && list.len() == count { Ok(numbers) } else { Err(self.wrong(key, &expected, value)) }
+    }
+
+    /// Texts, each of which must be one of a few.
+    pub(super) fn texts(&self, key: &str, known: &[&str]) -> Result<Option<Vec<&'a str>>, DecoderError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let list = value.as_array().ok_or_else(|| self.wrong(key, "a list of texts", value))?;
+        let text = |entry: &'a Value| match entry.as_str() {
+            Some(text) if known.contains(&text) => Ok(text),
+            Some(text) => Err(self.unsupported(key, known.join(" or "), text)),
+            None => Err(self.wrong(key, "a list of texts", value)),
+        };
+        list.iter().map(text).collect::<Result<_, _>>().map(Some)
     }
 
     pub(super) fn text(&self, key: &str) -> Result<Option<&'a str>, DecoderError> {

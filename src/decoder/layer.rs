@@ -1,49 +1,29 @@
-//! One layer, in two halves that both add to the residual stream: attention, then the gated feed-forward part.
+//! One layer, in two halves that both add to the residual stream: attention, then the gated feed-forward part. A half
+//! normalises what it reads and, in some families, what it adds.
 //!
 //! Each half has its gradient beside it, a mirror image read from the bottom up. Weights are frozen, so going back
 //! needs only what a half's nonlinear steps read; a half's trace holds that, or is made again from the half's input.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
 use super::attention::{Attention, Inputs, Spans};
+use super::batch::Batch;
+use super::cache::{Past, remember};
 use super::config::Activation;
 use super::deltas::{SharedDeltas, SiteDeltas};
 use super::kernels;
 use super::linear::FrozenLinear;
+use super::norm::Norm;
 use super::rope::RopeTable;
 use super::storage::{View, matrix, update};
 use super::weights::Loader;
 use super::{Config, DecoderError, Projection, Site};
 
-/// Root mean square norm.
-#[derive(Debug)]
-pub(super) struct Norm {
-    weight: Vec<f32>,
-    epsilon: f32,
-}
-
-impl Norm {
-    pub(super) fn new(weight: Vec<f32>, epsilon: f32) -> Self {
-        Self { weight, epsilon }
-    }
-
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let x = View::of(x)?;
-        matrix(kernels::rms_norm(x.values()?, &self.weight, self.epsilon), self.weight.len())
-    }
-
-    /// Adds to `into` the gradient with respect to `x`, given that with respect to the norm of it.
-    pub(super) fn grad(&self, into: &Tensor, grad: &Tensor, x: &Tensor) -> Result<()> {
-        let (grad, x) = (View::of(grad)?, View::of(x)?);
-        let (grad, x) = (grad.values()?, x.values()?);
-        update(into, |into| kernels::rms_norm_grad(into, grad, x, &self.weight, self.epsilon))
-    }
-}
-
 /// What a pass through a layer needs besides its input.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pass<'a> {
-    pub(super) rope: &'a RopeTable,
+    /// One for each of the network's rotary positions.
+    pub(super) ropes: &'a [RopeTable<'a>],
     pub(super) deltas: Option<&'a SharedDeltas>,
 }
 
@@ -57,6 +37,8 @@ impl<'a> Pass<'a> {
 #[derive(Debug)]
 pub(super) struct AttentionTrace {
     inputs: Inputs,
+    /// What the half adds before it is normalised, where that is done.
+    out: Option<Tensor>,
 }
 
 /// What the feed-forward half keeps for its gradient: the linear outputs of its two sites.
@@ -64,19 +46,22 @@ pub(super) struct AttentionTrace {
 pub(super) struct FeedTrace {
     pub(super) gate: Tensor,
     pub(super) up: Tensor,
+    /// What the half adds before it is normalised, where that is done.
+    out: Option<Tensor>,
 }
 
 impl AttentionTrace {
     /// Bytes it holds.
     pub(super) fn bytes(&self) -> usize {
-        [&self.inputs.queries, &self.inputs.keys, &self.inputs.values].map(bytes).iter().sum()
+        let inputs = [&self.inputs.queries, &self.inputs.keys, &self.inputs.values];
+        inputs.into_iter().chain(&self.out).map(bytes).sum()
     }
 }
 
 impl FeedTrace {
     /// Bytes it holds.
     pub(super) fn bytes(&self) -> usize {
-        bytes(&self.gate) + bytes(&self.up)
+        [&self.gate, &self.up].into_iter().chain(&self.out).map(bytes).sum()
     }
 }
 
@@ -97,62 +82,99 @@ pub(super) struct Layer {
     value: FrozenLinear,
     output: FrozenLinear,
     attention: Attention,
+    rope: usize,
+    attention_out_norm: Option<Norm>,
     feed_norm: Norm,
     gate: FrozenLinear,
     up: FrozenLinear,
     down: FrozenLinear,
+    feed_out_norm: Option<Norm>,
     activation: Activation,
 }
 
 impl Layer {
     pub(super) fn load(config: &Config, index: usize, loader: &Loader<'_>) -> std::result::Result<Self, DecoderError> {
-        let norm = |leaf: &str| -> std::result::Result<Norm, DecoderError> {
-            let weight = loader.vector(config.names.layer(index, leaf)?, config.hidden)?;
-            Ok(Norm::new(weight, config.norm_epsilon))
-        };
-        let linear = |leaf: &str, bias: bool, outputs, inputs| -> std::result::Result<FrozenLinear, DecoderError> {
-            let weight = loader.matrix(config.names.layer(index, &format!("{leaf}.weight"))?, outputs, inputs)?;
-            let name = config.names.layer(index, &format!("{leaf}.bias"))?;
-            let bias = bias.then(|| loader.vector(name, outputs)).transpose()?;
-            Ok(FrozenLinear::new(weight, bias)?)
-        };
-        let (hidden, width) = (config.hidden, config.feed_forward);
-        let attend = |leaf, outputs, inputs| linear(leaf, config.attention_bias, outputs, inputs);
-        let feed = |leaf, outputs, inputs| linear(leaf, config.mlp_bias, outputs, inputs);
+        let parts = Parts { config, index, loader };
+        let kind = config.layers.get(index).copied().unwrap_or_default();
+        let (shape, after) = (config.attention, config.norms.after);
+        let [query, key, value] = parts.query_key_value()?;
+        let [gate, up] = parts.gate_up()?;
+        let head_norm = |leaf| parts.norm(leaf, shape.head_dim);
+        let head_norms = || Ok::<_, DecoderError>([head_norm("self_attn.q_norm")?, head_norm("self_attn.k_norm")?]);
+        let norm = |leaf| parts.norm(leaf, config.hidden);
+        // Families with norms after each half call the second half's first norm differently.
+        let feed_norm = if after { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
         Ok(Self {
             index,
-            attention_norm: norm("input_layernorm.weight")?,
-            query: attend("self_attn.q_proj", config.query_width(), hidden)?,
-            key: attend("self_attn.k_proj", config.kv_width(), hidden)?,
-            value: attend("self_attn.v_proj", config.kv_width(), hidden)?,
-            output: attend("self_attn.o_proj", hidden, config.query_width())?,
-            attention: config.attention(),
-            feed_norm: norm("post_attention_layernorm.weight")?,
-            gate: feed("mlp.gate_proj", width, hidden)?,
-            up: feed("mlp.up_proj", width, hidden)?,
-            down: feed("mlp.down_proj", hidden, width)?,
+            attention_norm: norm("input_layernorm")?,
+            query,
+            key,
+            value,
+            output: parts.linear("self_attn.o_proj", shape.output_bias, config.hidden, shape.query_width())?,
+            attention: Attention {
+                shape,
+                window: kind.window,
+                head_norms: shape.head_norms.then(head_norms).transpose()?,
+            },
+            rope: kind.rope,
+            attention_out_norm: after.then(|| norm("post_attention_layernorm")).transpose()?,
+            feed_norm: norm(feed_norm)?,
+            gate,
+            up,
+            down: parts.linear("mlp.down_proj", config.mlp_bias, config.hidden, config.feed_forward)?,
+            feed_out_norm: after.then(|| norm("post_feedforward_layernorm")).transpose()?,
             activation: config.activation,
         })
     }
 
     /// The attention half: `x + attention(norm(x))` at the rows that `spans` asks for.
     pub(super) fn attend(&self, x: &Tensor, spans: &Spans, pass: Pass<'_>) -> Result<(Tensor, AttentionTrace)> {
-        let trace = self.trace_attention(x, spans)?;
-        let attended = self.attention.forward(&trace.inputs, spans, pass.rope)?;
-        let out = self.output.forward(&attended)?;
-        let (x, width) = (View::of(x)?, out.dim(1)?);
+        let inputs = self.attention_inputs(x, spans)?;
+        let attended = self.attended(&inputs, spans, pass)?;
+        let (out, added) = normed(self.attention_out_norm.as_ref(), attended)?;
+        let (x, width) = (View::of(x)?, added.dim(1)?);
         let x = x.values()?;
-        update(&out, |out| kernels::add(out, &kernels::select_rows(x, spans.rows(), width)))?;
-        Ok((out, trace))
+        update(&added, |added| kernels::add(added, &kernels::select_rows(x, spans.rows(), width)))?;
+        Ok((added, AttentionTrace { inputs, out }))
     }
 
-    /// What [`Self::attend_grad`] needs, from the half's input.
-    pub(super) fn trace_attention(&self, x: &Tensor, spans: &Spans) -> Result<AttentionTrace> {
+    /// [`Self::attend`] for the tokens that some sequences have grown by.
+    pub(super) fn attend_cached(
+        &self,
+        x: &Tensor,
+        (past, more): (&mut [Past], &Batch),
+        spans: &Spans,
+        pass: Pass<'_>,
+    ) -> Result<Tensor> {
+        let read = self.attention_norm.forward(x)?;
+        let [keys, values] = remember(past, more, &self.key.forward(&read)?, &self.value.forward(&read)?)?;
+        let inputs = Inputs { queries: self.query.forward(&read)?, keys, values };
+        let (_, added) = normed(self.attention_out_norm.as_ref(), self.attended(&inputs, spans, pass)?)?;
+        accumulate(&added, x)?;
+        Ok(added)
+    }
+
+    fn attended(&self, inputs: &Inputs, spans: &Spans, pass: Pass<'_>) -> Result<Tensor> {
+        self.output.forward(&self.attention.forward(inputs, spans, self.rope(pass)?)?)
+    }
+
+    fn attention_inputs(&self, x: &Tensor, spans: &Spans) -> Result<Inputs> {
         let normed = self.attention_norm.forward(x)?;
         let asking = select(&normed, spans.rows())?;
         let (queries, keys, values) =
             (self.query.forward(&asking)?, self.key.forward(&normed)?, self.value.forward(&normed)?);
-        Ok(AttentionTrace { inputs: Inputs { queries, keys, values } })
+        Ok(Inputs { queries, keys, values })
+    }
+
+    fn rope<'a>(&self, pass: Pass<'a>) -> Result<&'a RopeTable<'a>> {
+        pass.ropes.get(self.rope).map_or_else(|| bail!("layer {} has no rotary positions", self.index), Ok)
+    }
+
+    /// What [`Self::attend_grad`] needs, from the half's input.
+    pub(super) fn trace_attention(&self, x: &Tensor, spans: &Spans, pass: Pass<'_>) -> Result<AttentionTrace> {
+        let inputs = self.attention_inputs(x, spans)?;
+        let out = self.attention_out_norm.as_ref().map(|_| self.attended(&inputs, spans, pass)).transpose()?;
+        Ok(AttentionTrace { inputs, out })
     }
 
     /// The gradient with respect to `x`, given that with respect to what [`Self::attend`] made of it.
@@ -164,8 +186,9 @@ impl Layer {
         spans: &Spans,
         pass: Pass<'_>,
     ) -> Result<Tensor> {
-        let attended = self.output.input_grad(grad)?;
-        let inputs = self.attention.grad(&attended, &trace.inputs, spans, pass.rope)?;
+        let out_grad = normed_grad(self.attention_out_norm.as_ref(), grad, trace.out.as_ref())?;
+        let attended = self.output.input_grad(&out_grad)?;
+        let inputs = self.attention.grad(&attended, &trace.inputs, spans, self.rope(pass)?)?;
         let normed = self.key.input_grad(&inputs.keys)?;
         accumulate(&normed, &self.value.input_grad(&inputs.values)?)?;
         accumulate_rows(&normed, &self.query.input_grad(&inputs.queries)?, spans.rows())?;
@@ -175,41 +198,53 @@ impl Layer {
         Ok(into)
     }
 
-    /// The feed-forward half: `x + down(silu(gate(norm(x))) * up(norm(x)))`.
+    /// The feed-forward half: `x + down(f(gate(norm(x))) * up(norm(x)))`.
     pub(super) fn feed(&self, x: &Tensor, pass: Pass<'_>) -> Result<(Tensor, FeedTrace)> {
-        let trace = self.trace_feed(x, pass)?;
-        Ok((self.finish_feed(x, &trace)?, trace))
+        let mut trace = self.trace_sites(x, pass)?;
+        Ok((self.finish_feed(x, &mut trace)?, trace))
     }
 
     /// What [`Self::feed`] makes of its input once the sites have been computed.
-    pub(super) fn finish_feed(&self, x: &Tensor, trace: &FeedTrace) -> Result<Tensor> {
-        let out = self.down.forward(&self.gated(trace)?)?;
-        accumulate(&out, x)?;
-        Ok(out)
+    pub(super) fn finish_feed(&self, x: &Tensor, trace: &mut FeedTrace) -> Result<Tensor> {
+        let (out, added) = normed(self.feed_out_norm.as_ref(), self.down.forward(&self.gated(trace)?)?)?;
+        trace.out = out;
+        accumulate(&added, x)?;
+        Ok(added)
     }
 
     /// The linear outputs of both sites, from the half's input.
-    pub(super) fn trace_feed(&self, x: &Tensor, pass: Pass<'_>) -> Result<FeedTrace> {
+    pub(super) fn trace_sites(&self, x: &Tensor, pass: Pass<'_>) -> Result<FeedTrace> {
         let normed = self.feed_norm.forward(x)?;
         Ok(FeedTrace {
             gate: self.gate.forward_shared(&normed, pass.deltas(self.index, Projection::Gate))?,
             up: self.up.forward_shared(&normed, pass.deltas(self.index, Projection::Up))?,
+            out: None,
         })
+    }
+
+    /// What [`Self::feed_grad`] needs, from the half's input.
+    pub(super) fn trace_feed(&self, x: &Tensor, pass: Pass<'_>) -> Result<FeedTrace> {
+        let trace = self.trace_sites(x, pass)?;
+        let out = self.feed_out_norm.as_ref().map(|_| self.down.forward(&self.gated(&trace)?)).transpose()?;
+        Ok(FeedTrace { out, ..trace })
     }
 
     /// The input of the down projection.
     pub(super) fn gated(&self, trace: &FeedTrace) -> Result<Tensor> {
         let (gate, up) = (View::of(&trace.gate)?, View::of(&trace.up)?);
         let gated = match self.activation {
-            Activation::Silu => kernels::swiglu(gate.values()?, up.values()?),
+            Activation::Silu => kernels::gated(gate.values()?, up.values()?, kernels::silu),
+            Activation::GeluTanh => kernels::gated(gate.values()?, up.values()?, kernels::gelu_tanh),
         };
         matrix(gated, trace.gate.dim(1)?)
     }
 
     fn gated_grad(&self, grad: &Tensor, trace: &FeedTrace) -> Result<(Tensor, Tensor)> {
         let (grad, gate, up) = (View::of(grad)?, View::of(&trace.gate)?, View::of(&trace.up)?);
+        let (grad, gate, up) = (grad.values()?, gate.values()?, up.values()?);
         let (d_gate, d_up) = match self.activation {
-            Activation::Silu => kernels::swiglu_grad(grad.values()?, gate.values()?, up.values()?),
+            Activation::Silu => kernels::gated_grad(grad, gate, up, kernels::silu),
+            Activation::GeluTanh => kernels::gated_grad(grad, gate, up, kernels::gelu_tanh),
         };
         let width = trace.gate.dim(1)?;
         Ok((matrix(d_gate, width)?, matrix(d_up, width)?))
@@ -225,7 +260,8 @@ impl Layer {
         pass: Pass<'_>,
         through: bool,
     ) -> Result<(Option<Tensor>, SiteGrads)> {
-        let (gate, up) = self.gated_grad(&self.down.input_grad(grad)?, trace)?;
+        let out_grad = normed_grad(self.feed_out_norm.as_ref(), grad, trace.out.as_ref())?;
+        let (gate, up) = self.gated_grad(&self.down.input_grad(&out_grad)?, trace)?;
         let normed = through.then(|| self.sites_grad(&gate, &up)).transpose()?;
         let site_grads = self.delta_grads(&gate, &up, x, normed.as_ref(), pass)?;
         let Some(normed) = normed else { return Ok((None, site_grads)) };
@@ -258,6 +294,83 @@ impl Layer {
             gate_deltas.map(|deltas| deltas.grads(gate, &normed, into)).transpose()?,
             up_deltas.map(|deltas| deltas.grads(up, &normed, into)).transpose()?,
         ])
+    }
+}
+
+/// Where a layer's parts lie in a checkpoint.
+struct Parts<'a> {
+    config: &'a Config,
+    index: usize,
+    loader: &'a Loader<'a>,
+}
+
+type Loaded<T> = std::result::Result<T, DecoderError>;
+
+impl Parts<'_> {
+    fn norm(&self, leaf: &str, width: usize) -> Loaded<Norm> {
+        let name = self.config.names.layer(self.index, &format!("{leaf}.weight"))?;
+        self.loader.norm(name, width, self.config.norms)
+    }
+
+    fn query_key_value(&self) -> Loaded<[FrozenLinear; 3]> {
+        let shape = &self.config.attention;
+        let (queries, keys) = (shape.query_width(), shape.kv_width());
+        if self.config.names.is_fused() {
+            return self.slices("self_attn.qkv_proj", [queries, keys, keys]);
+        }
+        let linear = |leaf, outputs| self.linear(leaf, shape.bias, outputs, self.config.hidden);
+        Ok([linear("self_attn.q_proj", queries)?, linear("self_attn.k_proj", keys)?, linear("self_attn.v_proj", keys)?])
+    }
+
+    fn gate_up(&self) -> Loaded<[FrozenLinear; 2]> {
+        let (width, bias) = (self.config.feed_forward, self.config.mlp_bias);
+        if self.config.names.is_fused() {
+            return self.slices("mlp.gate_up_proj", [width, width]);
+        }
+        let linear = |leaf| self.linear(leaf, bias, width, self.config.hidden);
+        Ok([linear("mlp.gate_proj")?, linear("mlp.up_proj")?])
+    }
+
+    fn linear(&self, leaf: &str, bias: bool, outputs: usize, inputs: usize) -> Loaded<FrozenLinear> {
+        let weight =
+            self.loader.matrix(self.config.names.layer(self.index, &format!("{leaf}.weight"))?, outputs, inputs)?;
+        let name = self.config.names.layer(self.index, &format!("{leaf}.bias"))?;
+        let bias = bias.then(|| self.loader.vector(name, outputs)).transpose()?;
+        Ok(FrozenLinear::new(weight, bias)?)
+    }
+
+    /// Projections that are one tensor, one below the other. No family has biases here.
+    fn slices<const N: usize>(&self, leaf: &str, outputs: [usize; N]) -> Loaded<[FrozenLinear; N]> {
+        let name = self.config.names.layer(self.index, &format!("{leaf}.weight"))?;
+        let weight = self.loader.matrix(name, outputs.iter().sum(), self.config.hidden)?;
+        let mut linears = Vec::with_capacity(N);
+        let mut first = 0;
+        for outputs in outputs {
+            linears.push(FrozenLinear::new(weight.narrow(0, first, outputs)?, None)?);
+            first += outputs;
+        }
+        let wrong = |linears: Vec<FrozenLinear>| format!("{} slices of {leaf}", linears.len());
+        linears.try_into().map_err(|linears| candle_core::Error::Msg(wrong(linears)).into())
+    }
+}
+
+/// What a half adds: before its norm, if it has one, and after.
+fn normed(norm: Option<&Norm>, out: Tensor) -> Result<(Option<Tensor>, Tensor)> {
+    match norm {
+        Some(norm) => norm.forward(&out).map(|added| (Some(out), added)),
+        None => Ok((None, out)),
+    }
+}
+
+/// The gradient with respect to what a half computes, given that with respect to what it adds.
+fn normed_grad(norm: Option<&Norm>, grad: &Tensor, out: Option<&Tensor>) -> Result<Tensor> {
+    match (norm, out) {
+        (Some(norm), Some(out)) => {
+            let into = out.zeros_like()?;
+            norm.grad(&into, grad, out)?;
+            Ok(into)
+        }
+        _ => Ok(grad.clone()),
     }
 }
 

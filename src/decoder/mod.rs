@@ -12,12 +12,14 @@
 //! | `config`, `keys`, `names`, `rope`, `families/` | what config.json says, family by family |
 //! | `weights` | checked tensors from a checkpoint |
 //! | `batch`, `site`, `deltas` | what goes in and out |
-//! | `layer`, `attention`, `head`, `linear` | the parts, each with its gradient |
+//! | `cache` | sequences that grow token by token |
+//! | `layer`, `attention`, `norm`, `head`, `linear` | the parts, each with its gradient |
 //! | `kernels`, `storage` | arithmetic on slices; the only files that know the device |
 //! | `tune` | loss and gradients of shared deltas |
 
 mod attention;
 mod batch;
+mod cache;
 mod config;
 mod deltas;
 mod error;
@@ -28,6 +30,7 @@ mod keys;
 mod layer;
 mod linear;
 mod names;
+mod norm;
 mod rope;
 mod site;
 mod storage;
@@ -36,10 +39,12 @@ mod weights;
 
 use std::collections::BTreeSet;
 
-use candle_core::{DType, Device, Tensor};
+pub use candle_core::Device;
+use candle_core::{DType, Tensor};
 
 pub use batch::{Batch, Example, Target};
-pub use config::{Activation, Config, SiteTensor};
+pub use cache::Cache;
+pub use config::{Activation, AttentionShape, Config, LayerKind, Norms, SiteTensor};
 pub use deltas::{SharedDeltas, SiteDeltas};
 pub use error::DecoderError;
 pub use rope::{Rope, RopeScaling};
@@ -47,12 +52,12 @@ pub use site::{Point, Projection, Site};
 pub use tune::{Gradients, Prepared};
 pub use weights::Weights;
 
-use attention::{Attention, Spans};
+use attention::Spans;
 use head::Head;
-use layer::{Layer, Norm, Pass};
+use layer::{Layer, Pass};
 use linear::FrozenLinear;
 use rope::RopeTable;
-use storage::View;
+use storage::{View, update};
 use weights::Loader;
 
 use crate::checkpoint::Checkpoint;
@@ -84,18 +89,19 @@ impl Decoder {
         if !device.is_cpu() {
             return Err(DecoderError::Device { found: format!("{:?}", device.location()) });
         }
+        let config = config.located(weights)?;
         let loader = Loader::new(weights, device);
         let embedding = loader.matrix(config.names.embedding()?, config.vocabulary, config.hidden)?;
         let layers: Result<Vec<Layer>, DecoderError> =
-            (0..config.layers).map(|index| Layer::load(&config, index, &loader)).collect();
+            (0..config.layers.len()).map(|index| Layer::load(&config, index, &loader)).collect();
         let layers = layers?;
-        let norm = Norm::new(loader.vector(config.names.norm()?, config.hidden)?, config.norm_epsilon);
-        let head = match config.tied {
+        let norm = loader.norm(config.names.norm()?, config.hidden, config.norms)?;
+        let head = match config.is_tied() {
             true => embedding.clone(),
             false => loader.matrix(config.names.head()?, config.vocabulary, config.hidden)?,
         };
         loader.check_surplus(&config)?;
-        let head = Head { norm, linear: FrozenLinear::new(head, None)? };
+        let head = Head { norm, linear: FrozenLinear::new(head, None)?, softcap: config.logit_softcap };
         Ok(Self { config, embedding, layers, head, trace_bytes: tune::TRACE_BYTES })
     }
 
@@ -134,20 +140,20 @@ impl Decoder {
             }
             Ok(())
         };
-        let (spans, rope) = (all_rows(batch), self.rope_table(batch)?);
-        let pass = Pass { rope: &rope, deltas };
+        let (spans, ropes) = (all_rows(batch), self.rope_tables(batch)?);
+        let pass = Pass { ropes: &ropes, deltas };
         let mut x = self.embed(batch)?;
         show(Point::Hidden(0), &x)?;
         for (index, layer) in self.layers.iter().enumerate().take_while(|(index, _)| last > 2 * index) {
             let (middle, _) = layer.attend(&x, &spans, pass)?;
-            let trace = layer.trace_feed(&middle, pass)?;
+            let mut trace = layer.trace_sites(&middle, pass)?;
             show(Point::Site(Site::new(index, Projection::Gate)), &trace.gate)?;
             show(Point::Site(Site::new(index, Projection::Up)), &trace.up)?;
             if wanted.contains(&Point::Activation(index)) {
                 show(Point::Activation(index), &layer.gated(&trace)?)?;
             }
             if last > 2 * index + 1 {
-                x = layer.finish_feed(&middle, &trace)?;
+                x = layer.finish_feed(&middle, &mut trace)?;
                 show(Point::Hidden(index + 1), &x)?;
             }
         }
@@ -162,8 +168,8 @@ impl Decoder {
     /// # Errors
     /// A token outside the vocabulary, a sequence longer than the network allows.
     pub fn logits(&self, batch: &Batch, deltas: Option<&SharedDeltas>) -> Result<Tensor, DecoderError> {
-        let (spans, rope) = (all_rows(batch), self.rope_table(batch)?);
-        let pass = Pass { rope: &rope, deltas };
+        let (spans, ropes) = (all_rows(batch), self.rope_tables(batch)?);
+        let pass = Pass { ropes: &ropes, deltas };
         let mut x = self.embed(batch)?;
         for layer in &self.layers {
             let (middle, _) = layer.attend(&x, &spans, pass)?;
@@ -195,24 +201,34 @@ impl Decoder {
             }
         }
         let tokens = Tensor::new(batch.tokens(), self.embedding.device())?;
-        Ok(self.embedding.index_select(&tokens, 0)?.to_dtype(DType::F32)?)
-    }
-
-    fn rope_table(&self, batch: &Batch) -> Result<RopeTable, DecoderError> {
-        let longest = batch.rows().enumerate().max_by_key(|(_, rows)| rows.len());
-        let (sequence, length) = longest.map_or((0, 0), |(sequence, rows)| (sequence, rows.len()));
-        if length > self.config.max_positions {
-            let expected = format!("at most {} tokens (max_position_embeddings)", self.config.max_positions);
-            return Err(DecoderError::Batch { sequence, expected, found: length.to_string() });
+        let embedded = self.embedding.index_select(&tokens, 0)?.to_dtype(DType::F32)?;
+        if self.config.embedding_scale != 1.0 {
+            update(&embedded, |values| kernels::scale(values, self.config.embedding_scale))?;
         }
-        Ok(RopeTable::new(&self.config.rope, self.config.head_dim, length))
+        Ok(embedded)
     }
-}
 
-impl Config {
-    fn attention(&self) -> Attention {
-        let scale = 1.0 / (self.head_dim as f32).sqrt();
-        Attention { heads: self.heads, kv_heads: self.kv_heads, head_dim: self.head_dim, scale }
+    fn rope_tables(&self, batch: &Batch) -> Result<Vec<RopeTable<'_>>, DecoderError> {
+        let lengths: Vec<usize> = batch.rows().map(|rows| rows.len()).collect();
+        self.check_lengths(&lengths)?;
+        Ok(self.ropes(&lengths))
+    }
+
+    fn check_lengths(&self, lengths: &[usize]) -> Result<(), DecoderError> {
+        let most = self.config.max_positions;
+        match lengths.iter().position(|length| *length > most) {
+            Some(sequence) => {
+                let expected = format!("at most {most} tokens (max_position_embeddings)");
+                let found = lengths.get(sequence).map(ToString::to_string).unwrap_or_default();
+                Err(DecoderError::Batch { sequence, expected, found })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Tables for sequences of so many tokens each.
+    fn ropes(&self, lengths: &[usize]) -> Vec<RopeTable<'_>> {
+        self.config.ropes.iter().map(|rope| RopeTable::new(rope, lengths)).collect()
     }
 }
 

@@ -52,14 +52,14 @@ pub struct Gradients {
 }
 
 /// A batch of prepared examples.
-struct Step {
+struct Step<'a> {
     layer: usize,
     hidden: Tensor,
     /// Every row; rows that predict a target.
     all: Spans,
     asking: Spans,
     goals: Vec<Goal>,
-    rope: RopeTable,
+    ropes: Vec<RopeTable<'a>>,
 }
 
 /// What a layer keeps on the way forward.
@@ -103,8 +103,8 @@ impl Decoder {
         }
         let batch = Batch::new(group.iter().map(Example::tokens))?;
         let all = super::all_rows(&batch);
-        let rope = self.rope_table(&batch)?;
-        let pass = Pass { rope: &rope, deltas: None };
+        let ropes = self.rope_tables(&batch)?;
+        let pass = Pass { ropes: &ropes, deltas: None };
         let mut x = self.embed(&batch)?;
         for below in self.layers.iter().take(layer) {
             let (middle, _) = below.attend(&x, &all, pass)?;
@@ -141,7 +141,7 @@ impl Decoder {
     /// No target, or a loss that is not finite.
     pub fn loss(&self, batch: &[&Prepared], deltas: &SharedDeltas) -> Result<f64, DecoderError> {
         let step = self.step(batch, deltas)?;
-        let pass = Pass { rope: &step.rope, deltas: Some(deltas) };
+        let pass = Pass { ropes: &step.ropes, deltas: Some(deltas) };
         let (x, _) = self.forward(&step, pass, None)?;
         finite(self.head.loss(&x, &step.goals)?)
     }
@@ -152,7 +152,7 @@ impl Decoder {
     /// No target, deltas below the layer that the examples were prepared for, or a loss that is not finite.
     pub fn loss_and_gradients(&self, batch: &[&Prepared], deltas: &SharedDeltas) -> Result<Gradients, DecoderError> {
         let step = self.step(batch, deltas)?;
-        let pass = Pass { rope: &step.rope, deltas: Some(deltas) };
+        let pass = Pass { ropes: &step.ropes, deltas: Some(deltas) };
         let (x, kept) = self.forward(&step, pass, Some(self.trace_bytes))?;
         let (loss, grad) = self.head.loss_and_grad(&x, &step.goals)?;
         let mut gradients = Gradients { loss: finite(loss)?, deltas: deltas.zeros_like() };
@@ -160,7 +160,7 @@ impl Decoder {
         Ok(gradients)
     }
 
-    fn step(&self, batch: &[&Prepared], deltas: &SharedDeltas) -> Result<Step, DecoderError> {
+    fn step(&self, batch: &[&Prepared], deltas: &SharedDeltas) -> Result<Step<'_>, DecoderError> {
         let layer = batch.iter().map(|example| example.layer).max().unwrap_or(0);
         let differs = batch.iter().any(|example| example.layer != layer);
         if let Some((site, _)) = deltas.iter().next().filter(|(site, _)| site.layer < layer || differs) {
@@ -180,20 +180,25 @@ impl Decoder {
             sequences.push(start..start + example.length);
             start += example.length;
         }
-        let longest = batch.iter().map(|example| example.length).max().unwrap_or(0);
+        let lengths: Vec<usize> = batch.iter().map(|example| example.length).collect();
         Ok(Step {
             layer,
             hidden: matrix(hidden, self.config.hidden)?,
             all: Spans::new(sequences.iter().cloned(), (0..start).collect()),
             asking: Spans::new(sequences.into_iter(), rows),
             goals,
-            rope: RopeTable::new(&self.config.rope, self.config.head_dim, longest),
+            ropes: self.ropes(&lengths),
         })
     }
 
     /// The residual stream after the last layer at the rows that predict a target, and, within `budget` bytes, what
     /// the way back needs.
-    fn forward(&self, step: &Step, pass: Pass<'_>, budget: Option<usize>) -> Result<(Tensor, Vec<Kept>), DecoderError> {
+    fn forward(
+        &self,
+        step: &Step<'_>,
+        pass: Pass<'_>,
+        budget: Option<usize>,
+    ) -> Result<(Tensor, Vec<Kept>), DecoderError> {
         let mut left = budget.unwrap_or(0);
         let mut kept = Vec::new();
         let mut x = step.hidden.clone();
@@ -216,7 +221,7 @@ impl Decoder {
 
     fn backward(
         &self,
-        step: &Step,
+        step: &Step<'_>,
         pass: Pass<'_>,
         mut grad: Tensor,
         mut kept: Vec<Kept>,
@@ -230,14 +235,14 @@ impl Decoder {
             store(into, index, site_grads);
             let (Some(through), Some((x, trace))) = (through, attention) else { return Ok(()) };
             let spans = self.spans(step, index);
-            let trace = trace.map_or_else(|| layer.trace_attention(&x, spans), Ok)?;
+            let trace = trace.map_or_else(|| layer.trace_attention(&x, spans, pass), Ok)?;
             grad = layer.attend_grad(&through, &x, &trace, spans, pass)?;
         }
         Ok(())
     }
 
     /// Which rows go on from a layer's attention.
-    fn spans<'a>(&self, step: &'a Step, layer: usize) -> &'a Spans {
+    fn spans<'a>(&self, step: &'a Step<'_>, layer: usize) -> &'a Spans {
         if layer + 1 == self.layers.len() { &step.asking } else { &step.all }
     }
 }

@@ -6,6 +6,8 @@ use std::collections::BTreeSet;
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 
+use super::config::Norms;
+use super::norm::Norm;
 use super::{Config, DecoderError};
 use crate::checkpoint::Checkpoint;
 use crate::tensor::{Dtype, Shape, TensorName};
@@ -61,6 +63,12 @@ impl<'a> Loader<'a> {
         Ok(vector.to_dtype(DType::F32)?.to_vec1()?)
     }
 
+    /// A norm, its weights as they are used.
+    pub(super) fn norm(&self, name: TensorName, width: usize, norms: Norms) -> Result<Norm, DecoderError> {
+        let weight = self.vector(name, width)?.into_iter().map(|weight| weight + norms.offset).collect();
+        Ok(Norm::new(weight, norms.epsilon))
+    }
+
     fn tensor(&self, name: TensorName, dims: &[usize]) -> Result<Tensor, DecoderError> {
         let Some((dtype, shape)) = self.weights.describe(&name) else { return Err(DecoderError::Missing { name }) };
         let expected: Vec<u64> = dims.iter().map(|dim| *dim as u64).collect();
@@ -104,7 +112,7 @@ impl<'a> Loader<'a> {
     /// Refuses tensors of the decoder's own prefix that nothing has asked for: the model has parts we would leave out.
     pub(super) fn check_surplus(&self, config: &Config) -> Result<(), DecoderError> {
         let used = self.used.borrow();
-        let ours = |name: &TensorName| name.as_str().starts_with(config.names.prefix);
+        let ours = |name: &TensorName| name.as_str().starts_with(config.names.prefix());
         // Old checkpoints store the rotary frequencies, which follow from the configuration.
         let derived = |name: &TensorName| name.as_str().ends_with(".rotary_emb.inv_freq");
         match self.weights.names().into_iter().find(|name| ours(name) && !derived(name) && !used.contains(name)) {

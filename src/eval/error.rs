@@ -11,12 +11,6 @@ pub enum EvalError {
     /// The checkpoint cannot be read as a network.
     #[error(transparent)]
     Decoder(#[from] DecoderError),
-    /// The generation engine would compute something else than the model's own code does.
-    #[error("config.json: generation does not support {what}")]
-    Unsupported {
-        /// What the engine ignores.
-        what: String,
-    },
     /// A prompt without tokens, or too long to be answered.
     #[error("prompt {index}: expected 1 to {expected} tokens, found {found}")]
     Prompt {

@@ -1,23 +1,18 @@
-//! Greedy answers from candle-transformers' Llama, in f32 with a key-value cache.
+//! Greedy answers.
 
-use std::collections::{BTreeMap, HashMap};
 use std::ops::Deref;
 
-use candle_core::{D, DType, Device, Tensor};
-use candle_nn::VarBuilder;
-use candle_transformers::models::llama::{Cache, Config as LlamaConfig, Llama, Llama3RopeConfig, Llama3RopeType};
-use serde_json::{Map, Value};
+use candle_core::{D, Tensor};
 
 use super::EvalError;
-use crate::decoder::{Config, DecoderError, RopeScaling, Weights};
-use crate::tensor::{Dtype, Shape, TensorName};
+use crate::decoder::{Batch, Cache, Decoder};
 
 /// How long answers may get and how many run together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GenerateParams {
     /// The most tokens of an answer, 1 to 100,000.
     pub max_tokens: usize,
-    /// The most prompts in a batch, 1 to 4,096. Prompts of the same number of tokens run together; there is no padding.
+    /// The most prompts that are answered together, 1 to 4,096.
     pub batch: usize,
 }
 
@@ -63,39 +58,35 @@ pub struct Answer {
     pub stopped: bool,
 }
 
-/// A Llama that answers.
-///
-/// candle-transformers builds it: its own attention, norms and rotary positions. What that engine would silently
-/// compute otherwise than the checkpoint says (biases, a head width of its own, linear position scaling) is refused.
-#[derive(Debug)]
-pub struct Generator {
-    model: Llama,
-    config: LlamaConfig,
-    device: Device,
+/// Tokens of prompts that are read together.
+const READ_TOKENS: usize = 1024;
+
+/// A network that answers.
+#[derive(Debug, Clone, Copy)]
+pub struct Generator<'a> {
+    decoder: &'a Decoder,
 }
 
-impl Generator {
-    /// Loads a network in f32 on the CPU: 4 bytes a parameter.
-    ///
-    /// # Errors
-    /// An architecture or option that the engine does not compute, a tensor missing or of another shape or type.
-    pub fn load(config: &Map<String, Value>, weights: &dyn Weights) -> Result<Self, EvalError> {
-        let config = Config::from_json(config)?;
-        refuse_what_is_ignored(&config)?;
-        let device = Device::Cpu;
-        let tensors = expected_tensors(&config)
-            .into_iter()
-            .map(|(name, shape)| Ok((name.clone(), tensor(weights, name, shape, &device)?)))
-            .collect::<Result<HashMap<_, _>, EvalError>>()?;
-        let config = engine_config(&config);
-        let model = Llama::load(VarBuilder::from_tensors(tensors, DType::F32, &device), &config)?;
-        Ok(Self { model, config, device })
+/// A sequence that is being answered.
+struct Open {
+    /// The prompt that it answers.
+    index: usize,
+    next: u32,
+    /// Tokens that may still follow.
+    left: usize,
+}
+
+impl<'a> Generator<'a> {
+    /// Answers by a decoder, in f32 with cached keys and values.
+    pub fn new(decoder: &'a Decoder) -> Self {
+        Self { decoder }
     }
 
     /// The greedy answer to each prompt, in the order of the prompts.
     ///
-    /// An answer ends with the first token of `stops`, at the limit, or where the model's positions end. `done` hears
-    /// how many more prompts were answered.
+    /// An answer ends with the first token of `stops`, at the limit, or where the model's positions end. Sequences of a
+    /// batch may differ in length, and one that has ended costs nothing more. `done` hears how many more prompts were
+    /// answered.
     ///
     /// # Errors
     /// A prompt that is empty, too long, or has a token outside the vocabulary.
@@ -106,156 +97,87 @@ impl Generator {
         params: &ValidGenerateParams,
         done: &mut dyn FnMut(usize),
     ) -> Result<Vec<Answer>, EvalError> {
-        let mut by_length: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for (index, prompt) in prompts.iter().enumerate() {
             self.check_prompt(index, prompt)?;
-            by_length.entry(prompt.len()).or_default().push(index);
         }
         let mut answers = vec![Answer::default(); prompts.len()];
-        for group in by_length.values().flat_map(|group| group.chunks(params.batch)) {
-            let batch: Vec<_> = group.iter().filter_map(|index| prompts.get(*index)).map(Vec::as_slice).collect();
-            for (index, answer) in group.iter().zip(self.answer_batch(&batch, stops, params.max_tokens)?) {
-                if let Some(place) = answers.get_mut(*index) {
-                    *place = answer;
+        let places: Vec<usize> = (0..prompts.len()).collect();
+        for group in places.chunks(params.batch) {
+            let (mut cache, mut open) = self.read(prompts, group, params.max_tokens)?;
+            while !open.is_empty() {
+                let ended = settle(&mut open, &mut cache, &mut answers, stops);
+                done(ended);
+                if !open.is_empty() {
+                    let batch = Batch::new(open.iter().map(|open| [open.next]))?;
+                    let next = greedy(&self.decoder.extend(&mut cache, &batch)?)?;
+                    open.iter_mut().zip(next).for_each(|(open, next)| open.next = next);
                 }
             }
-            done(group.len());
         }
         Ok(answers)
     }
 
+    /// Reads some prompts, a part of them at a time.
+    fn read(&self, prompts: &[Vec<u32>], group: &[usize], limit: usize) -> Result<(Cache, Vec<Open>), EvalError> {
+        let (mut cache, mut open) = (Cache::default(), Vec::new());
+        let mut rest = group;
+        while !rest.is_empty() {
+            let mut tokens = 0;
+            let fits = |index: &&usize| {
+                tokens += prompts.get(**index).map_or(0, Vec::len);
+                tokens <= READ_TOKENS
+            };
+            let (part, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+            let mut read = Cache::default();
+            let batch = Batch::new(part.iter().filter_map(|index| prompts.get(*index)))?;
+            let next = greedy(&self.decoder.extend(&mut read, &batch)?)?;
+            let room = |index: usize| self.decoder.config().max_positions - prompts.get(index).map_or(0, Vec::len);
+            // The last position may still predict a token, which then does not run.
+            let opened = part.iter().zip(next);
+            open.extend(opened.map(|(index, next)| Open { index: *index, next, left: limit.min(room(*index) + 1) }));
+            cache.append(read);
+            rest = later;
+        }
+        Ok((cache, open))
+    }
+
     fn check_prompt(&self, index: usize, prompt: &[u32]) -> Result<(), EvalError> {
-        let expected = self.config.max_position_embeddings;
+        let expected = self.decoder.config().max_positions;
         if !(1..=expected).contains(&prompt.len()) {
             return Err(EvalError::Prompt { index, expected, found: prompt.len() });
         }
-        let expected = self.config.vocab_size;
+        let expected = self.decoder.config().vocabulary;
         match prompt.iter().find(|token| **token as usize >= expected) {
             Some(found) => Err(EvalError::Token { index, expected, found: *found }),
             None => Ok(()),
         }
     }
-
-    /// Prompts of one length.
-    fn answer_batch(&self, prompts: &[&[u32]], stops: &[u32], max_tokens: usize) -> Result<Vec<Answer>, EvalError> {
-        let length = prompts.first().map_or(0, |prompt| prompt.len());
-        // The cache belongs to one batch: the engine never clears it.
-        let mut cache = Cache::new(true, DType::F32, &self.config, &self.device)?;
-        let mut input = Tensor::new(prompts.concat(), &self.device)?.reshape((prompts.len(), length))?;
-        let mut answers = vec![Answer::default(); prompts.len()];
-        let mut position = 0;
-        // The last position may still predict a token, which then does not run.
-        for _ in 0..max_tokens.min(self.config.max_position_embeddings - length + 1) {
-            let logits = self.model.forward(&input, position, &mut cache)?;
-            position += input.dim(D::Minus1)?;
-            let next: Vec<u32> = logits.argmax(D::Minus1)?.to_vec1()?;
-            for (answer, token) in answers.iter_mut().zip(&next).filter(|(answer, _)| !answer.stopped) {
-                answer.tokens.push(*token);
-                answer.stopped = stops.contains(token);
-            }
-            if answers.iter().all(|answer| answer.stopped) {
-                break;
-            }
-            input = Tensor::new(next, &self.device)?.unsqueeze(1)?;
-        }
-        Ok(answers)
-    }
 }
 
-/// What the engine leaves out without a word.
-fn refuse_what_is_ignored(config: &Config) -> Result<(), EvalError> {
-    let unsupported = |what: &str| Err(EvalError::Unsupported { what: what.to_owned() });
-    if config.architecture != "llama" {
-        return unsupported(&format!("architecture {}", config.architecture));
+/// Notes the next token of every open sequence, and closes those that end with it; returns how many.
+fn settle(open: &mut Vec<Open>, cache: &mut Cache, answers: &mut [Answer], stops: &[u32]) -> usize {
+    let before = open.len();
+    let mut goes_on = Vec::with_capacity(before);
+    for sequence in open.iter_mut() {
+        sequence.left -= 1;
+        let Some(answer) = answers.get_mut(sequence.index) else { continue };
+        answer.tokens.push(sequence.next);
+        answer.stopped = stops.contains(&sequence.next);
+        goes_on.push(!answer.stopped && sequence.left > 0);
     }
-    if config.attention_bias || config.mlp_bias {
-        return unsupported("biases");
-    }
-    if config.head_dim * config.heads != config.hidden {
-        return unsupported(&format!("heads of width {} at hidden size {}", config.head_dim, config.hidden));
-    }
-    if matches!(config.rope.scaling, RopeScaling::Linear { .. }) {
-        return unsupported("linear scaling of positions");
-    }
-    Ok(())
+    let keep = |place: usize| goes_on.get(place) == Some(&true);
+    cache.retain(keep);
+    let mut place = 0;
+    open.retain(|_| {
+        place += 1;
+        keep(place - 1)
+    });
+    before - open.len()
 }
 
-fn engine_config(config: &Config) -> LlamaConfig {
-    let rope_scaling = match config.rope.scaling {
-        RopeScaling::Llama3 { factor, low, high, original } => Some(Llama3RopeConfig {
-            factor,
-            low_freq_factor: low,
-            high_freq_factor: high,
-            original_max_position_embeddings: original as usize,
-            rope_type: Llama3RopeType::Llama3,
-        }),
-        RopeScaling::None | RopeScaling::Linear { .. } => None,
-    };
-    LlamaConfig {
-        hidden_size: config.hidden,
-        intermediate_size: config.feed_forward,
-        vocab_size: config.vocabulary,
-        num_hidden_layers: config.layers,
-        num_attention_heads: config.heads,
-        num_key_value_heads: config.kv_heads,
-        use_flash_attn: false,
-        rms_norm_eps: f64::from(config.norm_epsilon),
-        rope_theta: config.rope.theta,
-        bos_token_id: None,
-        eos_token_id: None,
-        rope_scaling,
-        max_position_embeddings: config.max_positions,
-        tie_word_embeddings: config.tied,
-    }
-}
-
-/// Every tensor the engine asks for. It panics where one is missing, so all are checked before it is called.
-fn expected_tensors(config: &Config) -> Vec<(String, Vec<usize>)> {
-    let (hidden, inner) = (config.hidden, config.feed_forward);
-    let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-    let mut tensors = vec![
-        ("model.embed_tokens.weight".to_owned(), vec![config.vocabulary, hidden]),
-        ("model.norm.weight".to_owned(), vec![hidden]),
-    ];
-    if !config.tied {
-        tensors.push(("lm_head.weight".to_owned(), vec![config.vocabulary, hidden]));
-    }
-    for layer in 0..config.layers {
-        let parts = [
-            ("input_layernorm", vec![hidden]),
-            ("post_attention_layernorm", vec![hidden]),
-            ("self_attn.q_proj", vec![queries, hidden]),
-            ("self_attn.k_proj", vec![keys, hidden]),
-            ("self_attn.v_proj", vec![keys, hidden]),
-            ("self_attn.o_proj", vec![hidden, queries]),
-            ("mlp.gate_proj", vec![inner, hidden]),
-            ("mlp.up_proj", vec![inner, hidden]),
-            ("mlp.down_proj", vec![hidden, inner]),
-        ];
-        tensors.extend(parts.map(|(part, shape)| (format!("model.layers.{layer}.{part}.weight"), shape)));
-    }
-    tensors
-}
-
-/// A tensor widened to f32.
-fn tensor(weights: &dyn Weights, name: String, dims: Vec<usize>, device: &Device) -> Result<Tensor, EvalError> {
-    let name = TensorName::new(name).map_err(DecoderError::from)?;
-    let Some((dtype, shape)) = weights.describe(&name) else { return Err(DecoderError::Missing { name }.into()) };
-    let expected = Shape::new(dims.iter().map(|dim| *dim as u64).collect::<Vec<_>>()).map_err(DecoderError::from)?;
-    let dtype = match dtype.parse::<Dtype>() {
-        Ok(dtype) if shape == expected => dtype,
-        _ => {
-            let (expected, found) = (format!("BF16, F16 or F32 {expected}"), format!("{dtype} {shape}"));
-            return Err(DecoderError::Tensor { name, expected, found }.into());
-        }
-    };
-    let stored = match dtype {
-        Dtype::Bf16 => DType::BF16,
-        Dtype::F16 => DType::F16,
-        Dtype::F32 => DType::F32,
-    };
-    let bytes = weights.read(&name)?;
-    Ok(Tensor::from_raw_buffer(&bytes, stored, &dims, device)?.to_dtype(DType::F32)?)
+/// The likeliest token of each row of logits; the lowest where several are.
+fn greedy(logits: &Tensor) -> Result<Vec<u32>, EvalError> {
+    Ok(logits.argmax(D::Minus1)?.to_vec1()?)
 }
 
 #[cfg(test)]

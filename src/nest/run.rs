@@ -85,7 +85,7 @@ pub struct SiteReport {
 
 /// Runs NeST on a checkpoint: probe, select, cluster, tune, round.
 ///
-/// Cost: the network in its own type and once more in f32 while the base answers; activations of all prompts; then
+/// Cost: the network in its own type; activations of all prompts; then
 /// about 4 FLOP per parameter and token a training step. Deterministic for given options on one machine type.
 ///
 /// # Errors
@@ -106,7 +106,7 @@ pub fn run(
         Openings::Any => options.refusals.clone(),
         Openings::Likeliest => targets::likeliest_opening(&decoder, &chat, inputs.harmful, &options.refusals)?,
     };
-    let lessons = clock.time(Stage::Answer, || lessons(checkpoint, &chat, inputs, (options, &refusals), progress))?;
+    let lessons = clock.time(Stage::Answer, || lessons(&decoder, &chat, inputs, (options, &refusals), progress))?;
     let (prompts, harmful) = labelled(&chat, inputs)?;
     let features = clock.time(Stage::Probe, || Features::collect(&decoder, &prompts, progress))?;
     let (sites, slow) = clock.time(Stage::Select, || choose(&features, &harmful, options, progress))?;
@@ -143,7 +143,7 @@ fn refuse_contradictions(inputs: Inputs<'_>) -> Result<(), NestError> {
 
 /// Refusals to harmful prompts and, where the file has no answers, the base's own answers to benign ones.
 fn lessons(
-    checkpoint: &Checkpoint,
+    decoder: &Decoder,
     chat: &Chat,
     inputs: Inputs<'_>,
     (options, refusals): (&ValidOptions, &[String]),
@@ -155,9 +155,9 @@ fn lessons(
     let mut answers = Vec::new();
     if !prompts.is_empty() {
         progress.begin(Stage::Answer, prompts.len());
-        let generator = Generator::load(checkpoint.config(), checkpoint)?;
         let stops: Vec<_> = chat.stops().collect();
-        let found = generator.answer(&prompts, &stops, &options.answers, &mut |count| progress.advance(count))?;
+        let found =
+            Generator::new(decoder).answer(&prompts, &stops, &options.answers, &mut |count| progress.advance(count))?;
         answers = found.into_iter().map(|answer| answer.tokens).collect();
     }
     lessons.extend(targets::benign_lessons(chat, inputs.benign, answers)?);

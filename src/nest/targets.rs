@@ -91,7 +91,7 @@ pub fn likeliest_opening(
         }
     }
     let prompts = texts.iter().map(|text| chat.encode_prompt(text)).collect::<Result<Vec<_>, _>>()?;
-    let last = decoder.config().layers - 1;
+    let last = decoder.config().layers.len() - 1;
     let mut best = (f64::INFINITY, refusals.to_vec());
     for (token, refusals) in openings {
         let examples: Vec<_> = prompts.iter().map(|prompt| Example::response(prompt, &[token])).collect();

@@ -4,7 +4,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::decoder::Example;
+use crate::decoder::{Config, Decoder, Device, Example};
 use crate::eval::{Folded, GenerateParams, Judge, Rate, RefusalPhrases, Verdict};
 use crate::nest::testing::{self, Memory};
 use crate::nest::{ClusterMode, Options, Preset, Silent, encode_prompts};
@@ -177,7 +177,9 @@ fn a_trained_model_learns_to_refuse_and_keeps_its_stories() {
     println!("AUC {:?}", outcome.report.sites.iter().map(|site| (site.auc, site.rows.len())).collect::<Vec<_>>());
     let folded = Folded::new(&checkpoint, &outcome.edits);
     let refusals = |name: &str| {
-        let generator = Generator::load(checkpoint.config(), &folded).unwrap();
+        let config = Config::from_json(checkpoint.config()).unwrap();
+        let decoder = Decoder::load(config, &folded, &Device::Cpu).unwrap();
+        let generator = Generator::new(&decoder);
         let chat = Chat::open(checkpoint.dir(), &TemplateSource::Plain).unwrap();
         let prompts: Vec<_> = texts(name).iter().map(|text| chat.encode_prompt(text).unwrap()).collect();
         let params = GenerateParams { max_tokens: 16, batch: 64 }.check().unwrap();
