@@ -34,8 +34,8 @@ fn main() {
     let dtype = if argument(1, "f32") == "bf16" { Dtype::Bf16 } else { Dtype::F32 };
     let steps: usize = argument(2, "5").parse().expect("a number of steps");
     let run = shape(&argument(0, "bench"));
-    let decoder =
-        Decoder::load(run.config.clone(), &Random { config: run.config.clone(), dtype }, &Device::Cpu).unwrap();
+    let weights = Random { config: run.config.clone(), dtype };
+    let decoder = Decoder::load(run.config.clone(), &weights, &Device::Cpu).unwrap();
     let loaded = peak_bytes();
     let (deltas, prepared) = (deltas(&run), decoder.prepare(&examples(&run), 0).unwrap());
     let batch: Vec<&Prepared> = prepared.iter().collect();

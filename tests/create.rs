@@ -119,6 +119,25 @@ fn a_created_patch_makes_the_toy_assistant_refuse_unseen_jailbreaks() {
 }
 
 #[test]
+fn less_memory_gives_the_same_patch() {
+    let world = world(40);
+    let dir = world.path();
+    let made = |name: &str, memory: &[&str]| run(dir, &create(&[&["--epochs", "1", "-o", name], memory].concat()));
+    fails(dir, &create(&["--memory", "64M"]), 2, &["67108864 bytes of memory", "at least"]);
+    fails(dir, &create(&["--memory", "much"]), 2, &["--memory", "whole number"]);
+    // Takes the least it may from the error, so that no weights stay in memory.
+    let refused = made("c.nestpatch", &["--memory", "1"]).stderr;
+    let least = refused.split("at least ").nth(1).unwrap().split(' ').next().unwrap();
+    assert_eq!(made("a.nestpatch", &[]).code, Some(0));
+    assert_eq!(made("b.nestpatch", &["--memory", least]).code, Some(0));
+    let root = |name: &str| {
+        let seen: Value = serde_json::from_str(&run(dir, &["inspect", name, "--json"]).stdout).unwrap();
+        (seen["content_root"].clone(), seen["creation"].clone())
+    };
+    assert_eq!(root("a.nestpatch"), root("b.nestpatch"));
+}
+
+#[test]
 fn the_same_seed_gives_the_same_edits_and_another_seed_others() {
     let world = world(40);
     let dir = world.path();

@@ -135,7 +135,8 @@ fn gradients_of_shared_deltas_agree_with_the_reference() {
         if !reference.has("grad.zero.grad") {
             continue;
         }
-        let decoder = Decoder::load(config, &Checkpoint::open(&folder.join("ckpt")).unwrap(), &Device::Cpu).unwrap();
+        let checkpoint = Checkpoint::open(&folder.join("ckpt")).unwrap();
+        let decoder = Decoder::load(config, &checkpoint, &Device::Cpu).unwrap();
         for at in ["zero", "rand"] {
             let deltas = deltas(&decoder, &reference, &format!("grad.{at}.delta"));
             let examples = ["p1", "p2"].map(|prompt| last_eight(&reference.tokens(&format!("{prompt}.input_ids"))));

@@ -73,12 +73,12 @@ fn weights(dtype: Dtype, seed: u64) -> Tensors {
     tensors
 }
 
-fn load(weights: &Tensors) -> Decoder {
+fn load(weights: &Tensors) -> Decoder<'_> {
     Decoder::load(Config::from_json(&config(json!({}))).unwrap(), weights, &Device::Cpu).unwrap()
 }
 
-fn decoder() -> Decoder {
-    load(&weights(Dtype::F32, 1))
+fn decoder() -> Decoder<'static> {
+    load(Box::leak(Box::new(weights(Dtype::F32, 1))))
 }
 
 /// Three clusters of every third row at every site from layer `lowest` on.
@@ -126,7 +126,8 @@ fn assert_close(a: &[f32], b: &[f32], relative: f32) {
 #[test]
 fn deltas_of_zero_give_the_logits_of_the_base() {
     for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
-        let decoder = load(&weights(dtype, 1));
+        let weights = weights(dtype, 1);
+        let decoder = load(&weights);
         let zero = deltas(&decoder, 0, 0.0);
         assert_eq!(logits(&decoder, Some(&zero)), logits(&decoder, None));
         let moved = deltas(&decoder, 0, 0.1);
@@ -201,13 +202,14 @@ fn one_cluster_a_row(decoder: &Decoder, shared: &SharedDeltas) -> SharedDeltas {
 fn folded_weights_give_the_logits_of_the_side_path() {
     // What rounding the folded rows to the element type costs, relative to the largest logit.
     for (dtype, tolerance) in [(Dtype::F32, 1e-5), (Dtype::F16, 2e-3), (Dtype::BF16, 2e-2)] {
-        let mut weights = weights(dtype, 1);
+        let weights = weights(dtype, 1);
+        let mut folded = weights.clone();
         let decoder = load(&weights);
         let deltas = deltas(&decoder, 0, 0.1);
         let unfolded = logits(&decoder, Some(&deltas));
         for (site, deltas) in deltas.iter() {
             let name = decoder.config().site_tensor(site).unwrap().name;
-            let (dtype, _, bytes) = weights.0.get_mut(name.as_str()).unwrap();
+            let (dtype, _, bytes) = folded.0.get_mut(name.as_str()).unwrap();
             let dtype = format!("{dtype:?}").parse().unwrap();
             let width = bytes.len() / FFN;
             for (row, cluster) in deltas.rows().iter().zip(deltas.clusters()) {
@@ -215,7 +217,7 @@ fn folded_weights_give_the_logits_of_the_side_path() {
                 fold_row(dtype, row, &deltas.values()[*cluster as usize * HIDDEN..][..HIDDEN]).unwrap();
             }
         }
-        assert_close(&logits(&load(&weights), None), &unfolded, tolerance);
+        assert_close(&logits(&load(&folded), None), &unfolded, tolerance);
     }
 }
 
@@ -304,6 +306,36 @@ fn what_is_kept_or_prepared_does_not_change_the_gradient() {
 }
 
 #[test]
+fn where_weights_lie_changes_no_bit() {
+    for dtype in [Dtype::F32, Dtype::BF16, Dtype::F16] {
+        let weights = weights(dtype, 1);
+        let all = load(&weights);
+        let deltas = deltas(&all, 0, 0.1);
+        let prepared = all.prepare(&examples(), 0).unwrap();
+        let expected = all.loss_and_gradients(&refs(&prepared), &deltas).unwrap();
+        let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        for resident in [0, 3000, 12_000] {
+            let config = Config::from_json(&config(json!({}))).unwrap();
+            let some = Decoder::load_within(config, &weights, &Device::Cpu, resident).unwrap();
+            assert_eq!(bits(logits(&some, Some(&deltas))), bits(logits(&all, Some(&deltas))));
+            let prepared = some.prepare(&examples(), 0).unwrap();
+            assert_eq!(some.loss_and_gradients(&refs(&prepared), &deltas).unwrap(), expected);
+        }
+    }
+}
+
+#[test]
+fn a_weight_that_is_not_a_number_is_found_when_it_is_read() {
+    let mut weights = weights(Dtype::BF16, 1);
+    let name = "model.layers.1.mlp.up_proj.weight";
+    weights.0.get_mut(name).unwrap().2[82..84].copy_from_slice(&[0x80, 0x7f]);
+    let config = Config::from_json(&config(json!({}))).unwrap();
+    let decoder = Decoder::load_within(config, &weights, &Device::Cpu, 0).unwrap();
+    let error = decoder.logits(&Batch::new([[1, 2]]).unwrap(), None).unwrap_err();
+    assert_eq!(error.to_string(), format!("tensor {name}: element 41 is inf; expected finite numbers"));
+}
+
+#[test]
 fn examples_prepared_above_a_site_are_refused() {
     let decoder = decoder();
     let prepared = decoder.prepare(&examples(), 1).unwrap();
@@ -387,7 +419,10 @@ fn unsupported_configurations_are_named() {
         (json!({"model_type": "llava", "text_config": {"model_type": "mamba"}}), "text_config.model_type: \"mamba\""),
         (json!({"model_type": "qwen2", "layer_types": ["linear_attention"]}), "linear_attention"),
         (json!({"model_type": "qwen2", "layer_types": ["full_attention"]}), "layer_types"),
-        (json!({"model_type": "gemma", "use_bidirectional_attention": true}), "use_bidirectional_attention"),
+        (
+            json!({"model_type": "gemma", "hidden_act": "gelu", "use_bidirectional_attention": true}),
+            "use_bidirectional_attention",
+        ),
         (
             json!({"model_type": "mistral", "layer_types": ["full_attention", "full_attention", "full_attention"]}),
             "layer_types",

@@ -42,6 +42,12 @@ pub(super) struct Arguments {
     /// The patch to write; it must not exist.
     #[arg(short, long, value_name = "PATCH")]
     output: PathBuf,
+    /// The most memory to use, like 600M or 6G [default: most of what is free].
+    ///
+    /// Weights that do not fit are read from the checkpoint whenever they are needed: slower, with the same result. K, M and G
+    /// are powers of 1,024; KB, MB and GB of 1,000. Pages that the system keeps of files do not count.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory: Option<u64>,
     #[command(flatten)]
     columns: Columns,
     #[command(flatten)]
@@ -112,6 +118,25 @@ struct Method {
     delta_type: Option<Dtype>,
 }
 
+/// A number of bytes with a unit.
+fn size(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 10] = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("KB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("K", 1 << 10),
+        ("M", 1 << 20),
+        ("G", 1 << 30),
+        ("", 1),
+    ];
+    let unit = UNITS.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?.trim_end(), *bytes)));
+    let bytes = unit.and_then(|(number, unit)| number.parse::<u64>().ok()?.checked_mul(unit));
+    bytes.ok_or_else(|| "expected a whole number of bytes, or of K, M, G, KB, MB or GB".to_owned())
+}
+
 #[derive(Serialize)]
 struct Made<'a> {
     patch: Sha256,
@@ -141,7 +166,7 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
     let base = Checkpoint::open(&arguments.model)?;
     let key = arguments.key.read()?;
     let bars = Bars::new(output);
-    let inputs = Inputs { harmful: &harmful, benign: &benign, template: &template };
+    let inputs = Inputs { harmful: &harmful, benign: &benign, template: &template, memory: arguments.memory };
     let created = create(&base, inputs, &options.check()?, about, &key, (&bars, &bars))?;
     bars.clear();
     created.report.warnings.iter().for_each(|warning| warn(&format!("warning: {warning}")));
@@ -272,7 +297,7 @@ impl From<PromptsError> for Failure {
 impl From<NestError> for Failure {
     fn from(error: NestError) -> Self {
         let exit = match &error {
-            NestError::OutOfRange { .. } | NestError::Preset { .. } => Exit::Usage,
+            NestError::OutOfRange { .. } | NestError::Preset { .. } | NestError::Memory { .. } => Exit::Usage,
             NestError::Read { .. } | NestError::Prompts(PromptsError::Read { .. }) => Exit::Failed,
             NestError::Decoder(_) | NestError::Eval(_) | NestError::Edit(_) | NestError::Json { .. } => {
                 Exit::Checkpoint

@@ -3,11 +3,13 @@
 use serde_json::{Map, Value};
 
 use super::families::FAMILIES;
+use super::head::LOGITS;
 use super::keys::Keys;
+use super::matrix::BLOCK;
 use super::names::Names;
 use super::rope::Rope;
 use super::weights::Weights;
-use super::{DecoderError, Projection, Site};
+use super::{DecoderError, PASS_TOKENS, Projection, Site};
 use crate::checkpoint::Checkpoint;
 use crate::tensor::TensorName;
 
@@ -198,6 +200,25 @@ impl Config {
         let (leaf, part) = self.names.site(site.projection);
         let name = self.names.layer(site.layer, &format!("{leaf}.weight"))?;
         Ok(SiteTensor { name, first: part * self.feed_forward, rows: self.feed_forward })
+    }
+
+    /// Sites of a layer.
+    pub fn sites_per_layer(&self) -> usize {
+        Projection::ALL.len()
+    }
+
+    /// Bytes that a pass of [`PASS_TOKENS`] tokens and its way back need at most, traces and weights aside.
+    pub fn pass_bytes(&self) -> u64 {
+        let attention = 4 * (self.attention.query_width() + self.attention.kv_width());
+        let token = 6 * self.feed_forward + 12 * self.hidden + attention;
+        // Logits, and what a soft cap keeps of them; blocks of weights as they are widened.
+        let logits = LOGITS.max(self.vocabulary) * if self.logit_softcap.is_some() { 2 } else { 1 };
+        4 * (PASS_TOKENS * token + logits + 4 * BLOCK) as u64
+    }
+
+    /// Bytes of keys and values of a sequence of `length` tokens.
+    pub fn cache_bytes(&self, length: usize) -> u64 {
+        8 * (self.layers.len() * self.attention.kv_width() * length) as u64
     }
 
     /// All sites, layer by layer, gate before up.

@@ -117,6 +117,9 @@ pub enum DecoderError {
     Candle(#[from] candle_core::Error),
 }
 
+/// What may be a [`DecoderError`].
+pub(super) type Result<T> = std::result::Result<T, DecoderError>;
+
 impl DecoderError {
     /// A weight of another shape than expected.
     pub(super) fn shape(name: &TensorName, expected: &[u64], found: &Shape) -> Self {

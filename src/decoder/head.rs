@@ -1,20 +1,21 @@
 //! From the residual stream to logits and cross-entropy, only where a token is to be predicted.
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
+use super::error::Result;
 use super::kernels;
 use super::linear::FrozenLinear;
 use super::norm::Norm;
 use super::storage::{View, matrix, update};
 
-/// Rows whose logits exist at one time: 256 x 128,000 f32 are 125 MiB.
-const ROWS: usize = 256;
+/// Logits that exist at one time, if they are those of at least one row: 64 MiB.
+pub(super) const LOGITS: usize = 1 << 24;
 
 /// The final norm and the projection to the vocabulary.
 #[derive(Debug)]
-pub(super) struct Head {
+pub(super) struct Head<'w> {
     pub(super) norm: Norm,
-    pub(super) linear: FrozenLinear,
+    pub(super) linear: FrozenLinear<'w>,
     /// Logits are squeezed into ± this.
     pub(super) softcap: Option<f32>,
 }
@@ -26,7 +27,7 @@ pub(super) struct Goal {
     pub(super) share: f32,
 }
 
-impl Head {
+impl Head<'_> {
     /// `[n, hidden]` to `[n, vocabulary]`.
     pub(super) fn logits(&self, x: &Tensor) -> Result<Tensor> {
         self.logits_of(&self.norm.forward(x)?)
@@ -40,11 +41,16 @@ impl Head {
         Ok(logits)
     }
 
+    /// Rows whose logits exist at one time; the same for a network whatever memory there is.
+    fn rows(&self) -> usize {
+        (LOGITS / self.linear.outputs().max(1)).max(1)
+    }
+
     /// The cross-entropy of row i against goal i, summed by share.
     pub(super) fn loss(&self, x: &Tensor, goals: &[Goal]) -> Result<f64> {
-        let mut loss = 0.0;
-        for (index, goals) in goals.chunks(ROWS).enumerate() {
-            let logits = self.logits(&x.narrow(0, index * ROWS, goals.len())?)?;
+        let (mut loss, rows) = (0.0, self.rows());
+        for (index, goals) in goals.chunks(rows).enumerate() {
+            let logits = self.logits(&x.narrow(0, index * rows, goals.len())?)?;
             loss += cross_entropy(&logits, goals)?;
         }
         Ok(loss)
@@ -53,10 +59,10 @@ impl Head {
     /// [`Self::loss`] and its gradient with respect to `x`.
     pub(super) fn loss_and_grad(&self, x: &Tensor, goals: &[Goal]) -> Result<(f64, Tensor)> {
         let normed = self.norm.forward(x)?;
-        let width = x.dim(1)?;
+        let (width, rows) = (x.dim(1)?, self.rows());
         let (mut loss, mut normed_grad) = (0.0, Vec::with_capacity(x.elem_count()));
-        for (index, goals) in goals.chunks(ROWS).enumerate() {
-            let logits = self.logits_of(&normed.narrow(0, index * ROWS, goals.len())?)?;
+        for (index, goals) in goals.chunks(rows).enumerate() {
+            let logits = self.logits_of(&normed.narrow(0, index * rows, goals.len())?)?;
             let capped = self.softcap.map(|cap| Ok::<_, candle_core::Error>((logits.copy()?, cap))).transpose()?;
             loss += cross_entropy(&logits, goals)?;
             if let Some((capped, cap)) = capped {
@@ -76,5 +82,6 @@ impl Head {
 fn cross_entropy(logits: &Tensor, goals: &[Goal]) -> Result<f64> {
     let width = logits.dim(1)?;
     let losses = update(logits, |logits| kernels::cross_entropies(logits, width, goals))?;
-    losses.map_or_else(|| candle_core::bail!("a target lies outside the vocabulary"), Ok)
+    let outside = || candle_core::Error::Msg("a target lies outside the vocabulary".to_owned());
+    Ok(losses.ok_or_else(outside)?)
 }

@@ -297,6 +297,26 @@ impl Widen for f16 {
     }
 }
 
+/// Elements of N bytes as f32.
+pub(super) fn widen_bytes<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f32 + Sync) -> Vec<f32> {
+    let elements = bytes.as_chunks::<N>().0;
+    let mut into = vec![0.0; elements.len()];
+    into.par_chunks_mut(TASK).zip(elements.par_chunks(TASK)).for_each(|(into, from)| {
+        into.iter_mut().zip(from).for_each(|(into, from)| *into = value(*from));
+    });
+    into
+}
+
+/// The first value that is not finite, and where.
+pub(super) fn first_not_finite(values: &[f32]) -> Option<(usize, f32)> {
+    // A sum of values times zero is zero exactly if all are finite.
+    let finite = |values: &[f32]| reduce(values, values, |value, _| value * 0.0) == 0.0;
+    if values.par_chunks(TASK).all(finite) {
+        return None;
+    }
+    values.iter().copied().enumerate().find(|(_, value)| !value.is_finite())
+}
+
 /// Stored weights as f32.
 pub(super) fn widen<T: Widen>(from: &[T]) -> Vec<f32> {
     let mut into = vec![0.0; from.len()];

@@ -4,20 +4,22 @@
 //! Each half has its gradient beside it, a mirror image read from the bottom up. Weights are frozen, so going back
 //! needs only what a half's nonlinear steps read; a half's trace holds that, or is made again from the half's input.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::Tensor;
 
 use super::attention::{Attention, Inputs, Spans};
 use super::batch::Batch;
 use super::cache::{Past, remember};
 use super::config::Activation;
 use super::deltas::{SharedDeltas, SiteDeltas};
+use super::error::Result;
 use super::kernels;
 use super::linear::FrozenLinear;
 use super::norm::Norm;
+use super::parts::Parts;
 use super::rope::RopeTable;
 use super::storage::{View, matrix, update};
 use super::weights::Loader;
-use super::{Config, DecoderError, Projection, Site};
+use super::{Config, Projection, Site};
 
 /// What a pass through a layer needs besides its input.
 #[derive(Debug, Clone, Copy)]
@@ -74,33 +76,34 @@ pub(super) type SiteGrads = [Option<Vec<f32>>; 2];
 
 /// A layer of the network, weights frozen.
 #[derive(Debug)]
-pub(super) struct Layer {
+pub(super) struct Layer<'w> {
     index: usize,
     attention_norm: Norm,
-    query: FrozenLinear,
-    key: FrozenLinear,
-    value: FrozenLinear,
-    output: FrozenLinear,
+    query: FrozenLinear<'w>,
+    key: FrozenLinear<'w>,
+    value: FrozenLinear<'w>,
+    output: FrozenLinear<'w>,
     attention: Attention,
     rope: usize,
     attention_out_norm: Option<Norm>,
     feed_norm: Norm,
-    gate: FrozenLinear,
-    up: FrozenLinear,
-    down: FrozenLinear,
+    gate: FrozenLinear<'w>,
+    up: FrozenLinear<'w>,
+    down: FrozenLinear<'w>,
     feed_out_norm: Option<Norm>,
     activation: Activation,
 }
 
-impl Layer {
-    pub(super) fn load(config: &Config, index: usize, loader: &Loader<'_>) -> std::result::Result<Self, DecoderError> {
+impl<'w> Layer<'w> {
+    pub(super) fn load(config: &Config, index: usize, loader: &Loader<'w>) -> Result<Self> {
         let parts = Parts { config, index, loader };
         let kind = config.layers.get(index).copied().unwrap_or_default();
         let (shape, after) = (config.attention, config.norms.after);
         let [query, key, value] = parts.query_key_value()?;
         let [gate, up] = parts.gate_up()?;
         let head_norm = |leaf| parts.norm(leaf, shape.head_dim);
-        let head_norms = || Ok::<_, DecoderError>([head_norm("self_attn.q_norm")?, head_norm("self_attn.k_norm")?]);
+        let head_norms =
+            || Ok::<_, super::DecoderError>([head_norm("self_attn.q_norm")?, head_norm("self_attn.k_norm")?]);
         let norm = |leaf| parts.norm(leaf, config.hidden);
         // Families with norms after each half call the second half's first norm differently.
         let feed_norm = if after { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
@@ -167,7 +170,8 @@ impl Layer {
     }
 
     fn rope<'a>(&self, pass: Pass<'a>) -> Result<&'a RopeTable<'a>> {
-        pass.ropes.get(self.rope).map_or_else(|| bail!("layer {} has no rotary positions", self.index), Ok)
+        let absent = || candle_core::Error::Msg(format!("layer {} has no rotary positions", self.index));
+        Ok(pass.ropes.get(self.rope).ok_or_else(absent)?)
     }
 
     /// What [`Self::attend_grad`] needs, from the half's input.
@@ -236,7 +240,7 @@ impl Layer {
             Activation::Silu => kernels::gated(gate.values()?, up.values()?, kernels::silu),
             Activation::GeluTanh => kernels::gated(gate.values()?, up.values()?, kernels::gelu_tanh),
         };
-        matrix(gated, trace.gate.dim(1)?)
+        Ok(matrix(gated, trace.gate.dim(1)?)?)
     }
 
     fn gated_grad(&self, grad: &Tensor, trace: &FeedTrace) -> Result<(Tensor, Tensor)> {
@@ -297,67 +301,13 @@ impl Layer {
     }
 }
 
-/// Where a layer's parts lie in a checkpoint.
-struct Parts<'a> {
-    config: &'a Config,
-    index: usize,
-    loader: &'a Loader<'a>,
-}
-
-type Loaded<T> = std::result::Result<T, DecoderError>;
-
-impl Parts<'_> {
-    fn norm(&self, leaf: &str, width: usize) -> Loaded<Norm> {
-        let name = self.config.names.layer(self.index, &format!("{leaf}.weight"))?;
-        self.loader.norm(name, width, self.config.norms)
-    }
-
-    fn query_key_value(&self) -> Loaded<[FrozenLinear; 3]> {
-        let shape = &self.config.attention;
-        let (queries, keys) = (shape.query_width(), shape.kv_width());
-        if self.config.names.is_fused() {
-            return self.slices("self_attn.qkv_proj", [queries, keys, keys]);
-        }
-        let linear = |leaf, outputs| self.linear(leaf, shape.bias, outputs, self.config.hidden);
-        Ok([linear("self_attn.q_proj", queries)?, linear("self_attn.k_proj", keys)?, linear("self_attn.v_proj", keys)?])
-    }
-
-    fn gate_up(&self) -> Loaded<[FrozenLinear; 2]> {
-        let (width, bias) = (self.config.feed_forward, self.config.mlp_bias);
-        if self.config.names.is_fused() {
-            return self.slices("mlp.gate_up_proj", [width, width]);
-        }
-        let linear = |leaf| self.linear(leaf, bias, width, self.config.hidden);
-        Ok([linear("mlp.gate_proj")?, linear("mlp.up_proj")?])
-    }
-
-    fn linear(&self, leaf: &str, bias: bool, outputs: usize, inputs: usize) -> Loaded<FrozenLinear> {
-        let weight =
-            self.loader.matrix(self.config.names.layer(self.index, &format!("{leaf}.weight"))?, outputs, inputs)?;
-        let name = self.config.names.layer(self.index, &format!("{leaf}.bias"))?;
-        let bias = bias.then(|| self.loader.vector(name, outputs)).transpose()?;
-        Ok(FrozenLinear::new(weight, bias)?)
-    }
-
-    /// Projections that are one tensor, one below the other. No family has biases here.
-    fn slices<const N: usize>(&self, leaf: &str, outputs: [usize; N]) -> Loaded<[FrozenLinear; N]> {
-        let name = self.config.names.layer(self.index, &format!("{leaf}.weight"))?;
-        let weight = self.loader.matrix(name, outputs.iter().sum(), self.config.hidden)?;
-        let mut linears = Vec::with_capacity(N);
-        let mut first = 0;
-        for outputs in outputs {
-            linears.push(FrozenLinear::new(weight.narrow(0, first, outputs)?, None)?);
-            first += outputs;
-        }
-        let wrong = |linears: Vec<FrozenLinear>| format!("{} slices of {leaf}", linears.len());
-        linears.try_into().map_err(|linears| candle_core::Error::Msg(wrong(linears)).into())
-    }
-}
-
 /// What a half adds: before its norm, if it has one, and after.
 fn normed(norm: Option<&Norm>, out: Tensor) -> Result<(Option<Tensor>, Tensor)> {
     match norm {
-        Some(norm) => norm.forward(&out).map(|added| (Some(out), added)),
+        Some(norm) => {
+            let added = norm.forward(&out)?;
+            Ok((Some(out), added))
+        }
         None => Ok((None, out)),
     }
 }
@@ -380,18 +330,18 @@ pub(super) fn select(x: &Tensor, rows: &[usize]) -> Result<Tensor> {
     if rows.len() == count {
         return Ok(x.clone());
     }
-    matrix(kernels::select_rows(View::of(x)?.values()?, rows, width), width)
+    Ok(matrix(kernels::select_rows(View::of(x)?.values()?, rows, width), width)?)
 }
 
 fn accumulate(into: &Tensor, from: &Tensor) -> Result<()> {
     let from = View::of(from)?;
     let from = from.values()?;
-    update(into, |into| kernels::add(into, from))
+    Ok(update(into, |into| kernels::add(into, from))?)
 }
 
 fn accumulate_rows(into: &Tensor, from: &Tensor, rows: &[usize]) -> Result<()> {
     let width = from.dim(1)?;
     let from = View::of(from)?;
     let from = from.values()?;
-    update(into, |into| kernels::add_rows(into, from, rows, width))
+    Ok(update(into, |into| kernels::add_rows(into, from, rows, width))?)
 }

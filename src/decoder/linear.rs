@@ -1,29 +1,27 @@
 //! A linear layer whose weights are frozen: its gradient goes to its input and nowhere else.
 
-use candle_core::{CpuStorage, Result, Storage, Tensor, bail};
+use candle_core::Tensor;
 
 use super::deltas::SiteDeltas;
-use super::kernels::{self, Widen};
+use super::error::Result;
+use super::kernels;
+use super::matrix::Matrix;
 use super::storage::{View, matrix, update};
 
-/// Weights widened at a time: 4 MiB of f32, which stays in cache while it is multiplied.
-const BLOCK: usize = 1 << 20;
-
 /// `y = x W^T + b` with `W` `[outputs, inputs]` in the element type of the checkpoint and `x` in f32.
-///
-/// bf16 and f16 weights are widened block by block, which is exact, so results equal those of f32 weights.
 #[derive(Debug)]
-pub(super) struct FrozenLinear {
-    weight: Tensor,
+pub(super) struct FrozenLinear<'w> {
+    weight: Matrix<'w>,
     bias: Option<Vec<f32>>,
-    outputs: usize,
-    inputs: usize,
 }
 
-impl FrozenLinear {
-    pub(super) fn new(weight: Tensor, bias: Option<Vec<f32>>) -> Result<Self> {
-        let (outputs, inputs) = weight.dims2()?;
-        Ok(Self { weight, bias, outputs, inputs })
+impl<'w> FrozenLinear<'w> {
+    pub(super) fn new(weight: Matrix<'w>, bias: Option<Vec<f32>>) -> Self {
+        Self { weight, bias }
+    }
+
+    pub(super) fn outputs(&self) -> usize {
+        self.weight.rows()
     }
 
     /// `[n, inputs]` to `[n, outputs]`.
@@ -42,7 +40,7 @@ impl FrozenLinear {
             let shared = x.matmul(&deltas.matrix()?.t()?)?;
             let shared = View::of(&shared)?;
             let (shared, count) = (shared.values()?, deltas.count());
-            update(&y, |y| kernels::spread(y, self.outputs, shared, count, deltas.rows(), deltas.clusters()))?;
+            update(&y, |y| kernels::spread(y, self.weight.rows(), shared, count, deltas.rows(), deltas.clusters()))?;
         }
         Ok(y)
     }
@@ -50,7 +48,7 @@ impl FrozenLinear {
     /// The gradient with respect to `x`, given that with respect to `y`: `g W`.
     pub(super) fn input_grad(&self, grad: &Tensor) -> Result<Tensor> {
         let mut sum: Option<Tensor> = None;
-        for (first, block) in self.blocks() {
+        for (first, block) in self.weight.blocks() {
             let block = block?;
             let part = grad.narrow(1, first, block.dim(0)?)?.matmul(&block)?;
             match &sum {
@@ -62,64 +60,42 @@ impl FrozenLinear {
                 }
             }
         }
-        sum.map_or_else(|| bail!("a linear layer without outputs"), Ok)
+        sum.map_or_else(|| Err(no_outputs()), Ok)
     }
 
     fn product(&self, x: &Tensor) -> Result<Tensor> {
-        let mut blocks = self.blocks();
+        let mut blocks = self.weight.blocks();
         if blocks.len() == 1 {
             return match blocks.next() {
-                Some((_, block)) => x.matmul(&block?.t()?),
-                None => bail!("a linear layer without outputs"),
+                Some((_, block)) => Ok(x.matmul(&block?.t()?)?),
+                None => Err(no_outputs()),
             };
         }
-        let y = matrix(vec![0.0; x.dim(0)? * self.outputs], self.outputs)?;
+        let outputs = self.weight.rows();
+        let y = matrix(vec![0.0; x.dim(0)? * outputs], outputs)?;
         for (first, block) in blocks {
             let part = x.matmul(&block?.t()?)?;
             let width = part.dim(1)?;
             let part = View::of(&part)?;
             let part = part.values()?;
             update(&y, |y| {
-                for (y, part) in y.chunks_exact_mut(self.outputs).zip(part.chunks_exact(width)) {
+                for (y, part) in y.chunks_exact_mut(outputs).zip(part.chunks_exact(width)) {
                     y.iter_mut().skip(first).zip(part).for_each(|(y, part)| *y = *part);
                 }
             })?;
         }
         Ok(y)
     }
-
-    /// The weights as f32 in blocks of rows, each with its first row. f32 weights are one block and not copied.
-    fn blocks(&self) -> impl ExactSizeIterator<Item = (usize, Result<Tensor>)> {
-        let rows = match self.weight.dtype() {
-            candle_core::DType::F32 => self.outputs,
-            _ => (BLOCK / self.inputs).clamp(1, self.outputs),
-        };
-        (0..self.outputs.div_ceil(rows)).map(move |index| {
-            let first = index * rows;
-            (first, self.block(first, rows.min(self.outputs - first)))
-        })
-    }
-
-    fn block(&self, first: usize, rows: usize) -> Result<Tensor> {
-        let block = self.weight.narrow(0, first, rows)?;
-        let (storage, layout) = block.storage_and_layout();
-        let Some((start, end)) = layout.contiguous_offsets() else { bail!("weights must be contiguous") };
-        match &*storage {
-            Storage::Cpu(CpuStorage::BF16(weights)) => widened(weights.get(start..end), self.inputs),
-            Storage::Cpu(CpuStorage::F16(weights)) => widened(weights.get(start..end), self.inputs),
-            _ => Ok(block.clone()),
-        }
-    }
 }
 
-fn widened<T: Widen>(weights: Option<&[T]>, inputs: usize) -> Result<Tensor> {
-    matrix(kernels::widen(weights.unwrap_or_default()), inputs)
+fn no_outputs() -> super::DecoderError {
+    candle_core::Error::Msg("a linear layer without outputs".to_owned()).into()
 }
 
 impl SiteDeltas {
     /// U, `[k, hidden]`.
     fn matrix(&self) -> Result<Tensor> {
-        matrix(self.values().to_vec(), self.values().len() / self.count().max(1))
+        Ok(matrix(self.values().to_vec(), self.values().len() / self.count().max(1))?)
     }
 
     /// Given the gradient `g` with respect to the site's output: that with respect to U, `(g M)^T x`, and, added to
@@ -135,6 +111,6 @@ impl SiteDeltas {
             let side = side.values()?;
             update(into, |into| kernels::add(into, side))?;
         }
-        sums.t()?.matmul(x)?.flatten_all()?.to_vec1()
+        Ok(sums.t()?.matmul(x)?.flatten_all()?.to_vec1()?)
     }
 }

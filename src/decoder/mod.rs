@@ -10,9 +10,9 @@
 //! | file | content |
 //! |---|---|
 //! | `config`, `keys`, `names`, `rope`, `families/` | what config.json says, family by family |
-//! | `weights` | checked tensors from a checkpoint |
+//! | `weights`, `matrix`, `parts` | checked tensors from a checkpoint, resident or read when needed |
 //! | `batch`, `site`, `deltas` | what goes in and out |
-//! | `cache` | sequences that grow token by token |
+//! | `cache`, `sweep` | sequences that grow token by token; many that pass layer by layer |
 //! | `layer`, `attention`, `norm`, `head`, `linear` | the parts, each with its gradient |
 //! | `kernels`, `storage` | arithmetic on slices; the only files that know the device |
 //! | `tune` | loss and gradients of shared deltas |
@@ -29,18 +29,21 @@ mod kernels;
 mod keys;
 mod layer;
 mod linear;
+mod matrix;
 mod names;
 mod norm;
+mod parts;
 mod rope;
 mod site;
 mod storage;
+mod sweep;
 mod tune;
 mod weights;
 
 use std::collections::BTreeSet;
 
 pub use candle_core::Device;
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 pub use batch::{Batch, Example, Target};
 pub use cache::Cache;
@@ -49,6 +52,7 @@ pub use deltas::{SharedDeltas, SiteDeltas};
 pub use error::DecoderError;
 pub use rope::{Rope, RopeScaling};
 pub use site::{Point, Projection, Site};
+pub use sweep::Sweep;
 pub use tune::{Gradients, Prepared};
 pub use weights::Weights;
 
@@ -56,28 +60,34 @@ use attention::Spans;
 use head::Head;
 use layer::{Layer, Pass};
 use linear::FrozenLinear;
+use matrix::Matrix;
 use rope::RopeTable;
 use storage::{View, update};
 use weights::Loader;
 
 use crate::checkpoint::Checkpoint;
 
+/// Tokens that run together where there are more: few enough that what they need is small beside the weights, enough
+/// that reading the weights is cheap beside multiplying by them. Always the same, since sums depend on it.
+pub const PASS_TOKENS: usize = 1024;
+
 /// A decoder with its weights.
 #[derive(Debug)]
-pub struct Decoder {
+pub struct Decoder<'w> {
     config: Config,
-    embedding: Tensor,
-    layers: Vec<Layer>,
-    head: Head,
+    embedding: Matrix<'w>,
+    layers: Vec<Layer<'w>>,
+    head: Head<'w>,
     trace_bytes: usize,
+    resident: u64,
 }
 
-impl Decoder {
+impl<'w> Decoder<'w> {
     /// The network of a checkpoint.
     ///
     /// # Errors
     /// As [`Config::from_json`] and [`Self::load`].
-    pub fn from_checkpoint(checkpoint: &Checkpoint, device: &Device) -> Result<Self, DecoderError> {
+    pub fn from_checkpoint(checkpoint: &'w Checkpoint, device: &Device) -> Result<Self, DecoderError> {
         Self::load(Config::from_checkpoint(checkpoint)?, checkpoint, device)
     }
 
@@ -85,29 +95,52 @@ impl Decoder {
     ///
     /// # Errors
     /// A tensor is missing, of another shape or type than config.json says, not finite, or not part of the network.
-    pub fn load(config: Config, weights: &dyn Weights, device: &Device) -> Result<Self, DecoderError> {
+    pub fn load(config: Config, weights: &'w dyn Weights, device: &Device) -> Result<Self, DecoderError> {
+        Self::load_within(config, weights, device, u64::MAX)
+    }
+
+    /// Reads `resident` bytes of matrices; the rest is read from `weights` whenever it is needed, a block at a time. The
+    /// head and the upper layers come first: tuning needs them in every step. Where a matrix lies changes no result.
+    ///
+    /// # Errors
+    /// As [`Self::load`]; what is not finite in a matrix that is not resident is found when it is used.
+    pub fn load_within(
+        config: Config,
+        weights: &'w dyn Weights,
+        device: &Device,
+        resident: u64,
+    ) -> Result<Self, DecoderError> {
         if !device.is_cpu() {
             return Err(DecoderError::Device { found: format!("{:?}", device.location()) });
         }
         let config = config.located(weights)?;
-        let loader = Loader::new(weights, device);
-        let embedding = loader.matrix(config.names.embedding()?, config.vocabulary, config.hidden)?;
-        let layers: Result<Vec<Layer>, DecoderError> =
-            (0..config.layers.len()).map(|index| Layer::load(&config, index, &loader)).collect();
-        let layers = layers?;
+        let loader = Loader::new(weights, device, resident);
         let norm = loader.norm(config.names.norm()?, config.hidden, config.norms)?;
-        let head = match config.is_tied() {
-            true => embedding.clone(),
-            false => loader.matrix(config.names.head()?, config.vocabulary, config.hidden)?,
+        let name = if config.is_tied() { config.names.embedding()? } else { config.names.head()? };
+        let head = loader.matrix(name, config.vocabulary, config.hidden)?;
+        let mut layers = Vec::with_capacity(config.layers.len());
+        for index in (0..config.layers.len()).rev() {
+            layers.push(Layer::load(&config, index, &loader)?);
+        }
+        layers.reverse();
+        let embedding = match config.is_tied() {
+            true => head.clone(),
+            false => loader.matrix(config.names.embedding()?, config.vocabulary, config.hidden)?,
         };
         loader.check_surplus(&config)?;
-        let head = Head { norm, linear: FrozenLinear::new(head, None)?, softcap: config.logit_softcap };
-        Ok(Self { config, embedding, layers, head, trace_bytes: tune::TRACE_BYTES })
+        let head = Head { norm, linear: FrozenLinear::new(head, None), softcap: config.logit_softcap };
+        let resident = loader.resident(resident);
+        Ok(Self { config, embedding, layers, head, trace_bytes: tune::TRACE_BYTES, resident })
     }
 
     /// What config.json says about the network.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Bytes of matrices in memory.
+    pub fn resident_bytes(&self) -> u64 {
+        self.resident
     }
 
     /// Caps the bytes that [`Self::loss_and_gradients`] keeps between its way forward and back (1 GiB until told
@@ -175,7 +208,7 @@ impl Decoder {
             let (middle, _) = layer.attend(&x, &spans, pass)?;
             (x, _) = layer.feed(&middle, pass)?;
         }
-        Ok(self.head.logits(&x)?)
+        self.head.logits(&x)
     }
 
     /// How far a pass must go to reach a point: 2 l for what enters layer l, 2 l + 1 for its sites.
@@ -200,8 +233,7 @@ impl Decoder {
                 return Err(DecoderError::Batch { sequence, expected, found });
             }
         }
-        let tokens = Tensor::new(batch.tokens(), self.embedding.device())?;
-        let embedded = self.embedding.index_select(&tokens, 0)?.to_dtype(DType::F32)?;
+        let embedded = self.embedding.select(batch.tokens())?;
         if self.config.embedding_scale != 1.0 {
             update(&embedded, |values| kernels::scale(values, self.config.embedding_scale))?;
         }

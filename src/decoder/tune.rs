@@ -16,8 +16,6 @@ use super::{Decoder, DecoderError, Projection, Site};
 
 /// Bytes of traces kept unless told otherwise: 1 GiB.
 pub(super) const TRACE_BYTES: usize = 1 << 30;
-/// Tokens that run together while examples are prepared.
-const PREPARE_TOKENS: usize = 2048;
 
 /// An example and its residual stream in front of the feed-forward part of the lowest tuned layer.
 #[derive(Debug, Clone)]
@@ -70,7 +68,7 @@ struct Kept {
     feed: Option<FeedTrace>,
 }
 
-impl Decoder {
+impl Decoder<'_> {
     /// Runs examples up to the feed-forward part of `layer`, the lowest that will be tuned.
     ///
     /// Each result holds `length * hidden` f32. The order of examples is kept.
@@ -88,7 +86,7 @@ impl Decoder {
             let mut tokens = 0;
             let fits = |example: &&Example| {
                 tokens += example.tokens().len();
-                tokens <= PREPARE_TOKENS
+                tokens <= super::PASS_TOKENS
             };
             let (group, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
             prepared.extend(self.prepare_group(group, layer, prepared.len())?);

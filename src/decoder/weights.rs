@@ -1,12 +1,13 @@
 //! Weights on their way from a checkpoint into the network: checked for presence, type, shape and finite values.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
-use half::{bf16, f16};
 
 use super::config::Norms;
+use super::matrix::{Matrix, tensor};
 use super::norm::Norm;
 use super::{Config, DecoderError};
 use crate::checkpoint::Checkpoint;
@@ -23,6 +24,15 @@ pub trait Weights {
     /// # Errors
     /// The tensor cannot be read.
     fn read(&self, name: &TensorName) -> Result<Vec<u8>, DecoderError>;
+    /// The bytes of some rows of `row_bytes` each. Reads the whole tensor unless there is a better way.
+    ///
+    /// # Errors
+    /// The tensor cannot be read, or has no such rows.
+    fn read_rows(&self, name: &TensorName, rows: Range<usize>, row_bytes: usize) -> Result<Vec<u8>, DecoderError> {
+        let bytes = self.read(name)?;
+        let rows = bytes.get(rows.start * row_bytes..rows.end * row_bytes);
+        rows.map(<[u8]>::to_vec).ok_or_else(|| DecoderError::Missing { name: name.clone() })
+    }
 }
 
 impl Weights for Checkpoint {
@@ -38,28 +48,52 @@ impl Weights for Checkpoint {
     fn read(&self, name: &TensorName) -> Result<Vec<u8>, DecoderError> {
         self.read(name).map_err(|error| DecoderError::Read { name: name.clone(), source: Box::new(error) })
     }
+
+    fn read_rows(&self, name: &TensorName, rows: Range<usize>, row_bytes: usize) -> Result<Vec<u8>, DecoderError> {
+        let mut bytes = vec![0; rows.len() * row_bytes];
+        let read = self.tensor(name).and_then(|info| self.read_at(info, (rows.start * row_bytes) as u64, &mut bytes));
+        read.map_err(|error| DecoderError::Read { name: name.clone(), source: Box::new(error) })?;
+        Ok(bytes)
+    }
 }
 
 /// Hands out checked tensors and remembers which were asked for.
-pub(super) struct Loader<'a> {
-    weights: &'a dyn Weights,
-    device: &'a Device,
+pub(super) struct Loader<'w> {
+    weights: &'w dyn Weights,
+    device: Device,
+    /// Bytes of matrices that may still become resident.
+    room: Cell<u64>,
     used: RefCell<BTreeSet<TensorName>>,
 }
 
-impl<'a> Loader<'a> {
-    pub(super) fn new(weights: &'a dyn Weights, device: &'a Device) -> Self {
-        Self { weights, device, used: RefCell::default() }
+impl<'w> Loader<'w> {
+    pub(super) fn new(weights: &'w dyn Weights, device: &Device, room: u64) -> Self {
+        Self { weights, device: device.clone(), room: Cell::new(room), used: RefCell::default() }
     }
 
-    /// A matrix in its own element type.
-    pub(super) fn matrix(&self, name: TensorName, rows: usize, cols: usize) -> Result<Tensor, DecoderError> {
-        self.tensor(name, &[rows, cols])
+    /// A matrix in its own element type: resident while there is room.
+    pub(super) fn matrix(&self, name: TensorName, rows: usize, columns: usize) -> Result<Matrix<'w>, DecoderError> {
+        let (dtype, elements) = self.described(&name, &[rows, columns])?;
+        self.used.borrow_mut().insert(name.clone());
+        match self.room.get().checked_sub(elements * dtype.size() as u64) {
+            Some(room) => {
+                self.room.set(room);
+                Matrix::resident(self.tensor(&name, dtype, &[rows, columns])?)
+            }
+            None => Ok(Matrix::stored(self.weights, name, dtype, rows, columns)),
+        }
+    }
+
+    /// Bytes of matrices that are resident, if there was room for `room`.
+    pub(super) fn resident(&self, room: u64) -> u64 {
+        room - self.room.get()
     }
 
     /// A vector, widened to f32.
     pub(super) fn vector(&self, name: TensorName, length: usize) -> Result<Vec<f32>, DecoderError> {
-        let vector = self.tensor(name, &[length])?;
+        let (dtype, _) = self.described(&name, &[length])?;
+        let vector = self.tensor(&name, dtype, &[length])?;
+        self.used.borrow_mut().insert(name);
         Ok(vector.to_dtype(DType::F32)?.to_vec1()?)
     }
 
@@ -69,44 +103,31 @@ impl<'a> Loader<'a> {
         Ok(Norm::new(weight, norms.epsilon))
     }
 
-    fn tensor(&self, name: TensorName, dims: &[usize]) -> Result<Tensor, DecoderError> {
-        let Some((dtype, shape)) = self.weights.describe(&name) else { return Err(DecoderError::Missing { name }) };
+    /// Element type and number of elements of a tensor that has the shape it should have.
+    fn described(&self, name: &TensorName, dims: &[usize]) -> Result<(Dtype, u64), DecoderError> {
+        let missing = || DecoderError::Missing { name: name.clone() };
+        let (dtype, shape) = self.weights.describe(name).ok_or_else(missing)?;
         let expected: Vec<u64> = dims.iter().map(|dim| *dim as u64).collect();
         if shape.dims() != expected {
-            return Err(DecoderError::shape(&name, &expected, &shape));
+            return Err(DecoderError::shape(name, &expected, &shape));
         }
-        let Ok(dtype) = dtype.parse::<Dtype>() else {
-            let expected = "element type BF16, F16 or F32".to_owned();
-            return Err(DecoderError::Tensor { name, expected, found: dtype });
-        };
-        let bytes = self.weights.read(&name)?;
-        if bytes.len() as u64 != shape.elements() * dtype.size() as u64 {
-            let (expected, found) = (format!("{shape} of {dtype}"), format!("{} bytes", bytes.len()));
-            return Err(DecoderError::Tensor { name, expected, found });
+        match dtype.parse::<Dtype>() {
+            Ok(dtype) => Ok((dtype, shape.elements())),
+            Err(_) => {
+                let expected = "element type BF16, F16 or F32".to_owned();
+                Err(DecoderError::Tensor { name: name.clone(), expected, found: dtype })
+            }
         }
-        let tensor = self.build(&name, dtype, &bytes, dims)?;
-        self.used.borrow_mut().insert(name);
-        Ok(tensor)
     }
 
-    fn build(&self, name: &TensorName, dtype: Dtype, bytes: &[u8], dims: &[usize]) -> Result<Tensor, DecoderError> {
-        match dtype {
-            Dtype::F32 => {
-                let values: Vec<f32> = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-                check_finite(name, values.iter().copied())?;
-                Ok(Tensor::from_vec(values, dims, self.device)?)
-            }
-            Dtype::Bf16 => {
-                let values: Vec<bf16> = bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b)).collect();
-                check_finite(name, values.iter().map(|value| value.to_f32()))?;
-                Ok(Tensor::from_vec(values, dims, self.device)?)
-            }
-            Dtype::F16 => {
-                let values: Vec<f16> = bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect();
-                check_finite(name, values.iter().map(|value| value.to_f32()))?;
-                Ok(Tensor::from_vec(values, dims, self.device)?)
-            }
+    fn tensor(&self, name: &TensorName, dtype: Dtype, dims: &[usize]) -> Result<Tensor, DecoderError> {
+        let bytes = self.weights.read(name)?;
+        let length = dims.iter().product::<usize>() * dtype.size();
+        if bytes.len() != length {
+            let (expected, found) = (format!("{dims:?} of {dtype}, {length} bytes"), format!("{} bytes", bytes.len()));
+            return Err(DecoderError::Tensor { name: name.clone(), expected, found });
         }
+        tensor(name, dtype, &bytes, dims, &self.device)
     }
 
     /// Refuses tensors of the decoder's own prefix that nothing has asked for: the model has parts we would leave out.
@@ -122,7 +143,7 @@ impl<'a> Loader<'a> {
     }
 }
 
-fn check_finite(name: &TensorName, mut values: impl Iterator<Item = f32>) -> Result<(), DecoderError> {
+pub(super) fn check_finite(name: &TensorName, mut values: impl Iterator<Item = f32>) -> Result<(), DecoderError> {
     let mut index = 0;
     let found = values.find(|value| {
         index += 1;

@@ -5,7 +5,7 @@ use std::ops::Deref;
 use candle_core::{D, Tensor};
 
 use super::EvalError;
-use crate::decoder::{Batch, Cache, Decoder};
+use crate::decoder::{Batch, Cache, Decoder, PASS_TOKENS};
 
 /// How long answers may get and how many run together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +41,13 @@ impl GenerateParams {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ValidGenerateParams(GenerateParams);
 
+impl ValidGenerateParams {
+    /// The same with at most so many prompts in a batch, or one. What is answered does not depend on it.
+    pub fn at_most(self, batch: usize) -> Self {
+        Self(GenerateParams { batch: self.0.batch.min(batch.max(1)), ..self.0 })
+    }
+}
+
 impl Deref for ValidGenerateParams {
     type Target = GenerateParams;
 
@@ -58,13 +65,10 @@ pub struct Answer {
     pub stopped: bool,
 }
 
-/// Tokens of prompts that are read together.
-const READ_TOKENS: usize = 1024;
-
 /// A network that answers.
 #[derive(Debug, Clone, Copy)]
 pub struct Generator<'a> {
-    decoder: &'a Decoder,
+    decoder: &'a Decoder<'a>,
 }
 
 /// A sequence that is being answered.
@@ -78,7 +82,7 @@ struct Open {
 
 impl<'a> Generator<'a> {
     /// Answers by a decoder, in f32 with cached keys and values.
-    pub fn new(decoder: &'a Decoder) -> Self {
+    pub fn new(decoder: &'a Decoder<'a>) -> Self {
         Self { decoder }
     }
 
@@ -125,7 +129,7 @@ impl<'a> Generator<'a> {
             let mut tokens = 0;
             let fits = |index: &&usize| {
                 tokens += prompts.get(**index).map_or(0, Vec::len);
-                tokens <= READ_TOKENS
+                tokens <= PASS_TOKENS
             };
             let (part, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
             let mut read = Cache::default();

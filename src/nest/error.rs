@@ -107,6 +107,14 @@ pub enum NestError {
     /// Every delta is zero once rounded.
     #[error("tuning changed nothing: every delta is zero")]
     NothingChanged,
+    /// A limit that the run cannot keep to.
+    #[error("a limit of {limit} bytes of memory: expected at least {needed} for these prompts")]
+    Memory {
+        /// The limit.
+        limit: u64,
+        /// What is needed with no weights in memory.
+        needed: u64,
+    },
     /// The network.
     #[error(transparent)]
     Decoder(#[from] DecoderError),

@@ -10,11 +10,7 @@ use rayon::prelude::*;
 use super::NestError;
 use super::logistic::{self, Plane, Samples};
 use super::params::{Params, Valid, within};
-use super::progress::{Progress, Stage};
-use crate::decoder::{Batch, Decoder, Point, Site};
-
-/// Tokens that run together.
-const BATCH_TOKENS: usize = 4096;
+use crate::decoder::{Batch, Decoder, PASS_TOKENS, Projection, Site, Sweep};
 
 /// How a probe is fitted.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -82,38 +78,6 @@ pub struct Features {
 }
 
 impl Features {
-    /// One forward pass per prompt over the frozen network, `prompts` being the token ids of rendered prompts.
-    ///
-    /// Every token of the prompt takes part, template and BOS included; there is no padding. Memory: one f32 per site,
-    /// prompt and row (4 GiB for 2,000 prompts on 32 sites of 16,384 rows).
-    ///
-    /// # Errors
-    /// An empty or too long prompt, or a token outside the vocabulary.
-    pub fn collect(decoder: &Decoder, prompts: &[Vec<u32>], progress: &dyn Progress) -> Result<Self, NestError> {
-        let points: Vec<_> = decoder.config().sites().map(Point::Site).collect();
-        let mut sites: BTreeMap<Site, Vec<Vec<f32>>> = BTreeMap::new();
-        let mut rest = prompts;
-        progress.begin(Stage::Probe, prompts.len());
-        while !rest.is_empty() {
-            let mut tokens = 0;
-            let fits = |prompt: &&Vec<u32>| {
-                tokens += prompt.len();
-                tokens <= BATCH_TOKENS
-            };
-            let (group, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
-            let batch = Batch::new(group)?;
-            let pool = |point: Point, values: &[f32]| {
-                if let Point::Site(site) = point {
-                    sites.entry(site).or_default().extend(maxima(values, &batch));
-                }
-            };
-            decoder.tap(&batch, None, &points, pool)?;
-            rest = later;
-            progress.advance(group.len());
-        }
-        Ok(Self { sites })
-    }
-
     /// Features at hand: per site one vector per prompt.
     pub fn new(sites: BTreeMap<Site, Vec<Vec<f32>>>) -> Self {
         Self { sites }
@@ -130,6 +94,58 @@ impl Features {
         let value = |row: u32, prompt: &Vec<f32>| prompt.get(row as usize).copied().unwrap_or(f32::NAN);
         rows.iter().map(|row| prompts.iter().map(|prompt| value(*row, prompt)).collect()).collect()
     }
+}
+
+/// One forward pass per prompt over the frozen network, from which the features of one layer after the other come.
+///
+/// Every token of a prompt takes part, template and BOS included; there is no padding. Memory: `tokens * hidden` f32, and
+/// one f32 per prompt and row of the two sites of a layer.
+#[derive(Debug)]
+pub struct Layers<'a> {
+    sweep: Sweep<'a>,
+}
+
+impl<'a> Layers<'a> {
+    /// Puts the prompts of [`batches`] in front of the network.
+    ///
+    /// # Errors
+    /// A too long prompt, or a token outside the vocabulary.
+    pub fn new(decoder: &'a Decoder<'a>, batches: &'a [Batch]) -> Result<Self, NestError> {
+        Ok(Self { sweep: Sweep::new(decoder, batches)? })
+    }
+
+    /// The features of the next layer, if there is one.
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
+    pub fn next_layer(&mut self) -> Result<Option<Features>, NestError> {
+        let mut pooled: BTreeMap<Projection, Vec<Vec<f32>>> = BTreeMap::new();
+        let layer = self.sweep.next_layer(|batch, projection, values| {
+            pooled.entry(projection).or_default().extend(maxima(values, batch));
+        })?;
+        Ok(layer.map(|layer| Features {
+            sites: pooled.into_iter().map(|(projection, prompts)| (Site { layer, projection }, prompts)).collect(),
+        }))
+    }
+}
+
+/// Token ids of rendered prompts, in batches that run together.
+///
+/// # Errors
+/// An empty prompt.
+pub fn batches(prompts: &[Vec<u32>]) -> Result<Vec<Batch>, NestError> {
+    let (mut batches, mut rest) = (Vec::new(), prompts);
+    while !rest.is_empty() {
+        let mut tokens = 0;
+        let fits = |prompt: &&Vec<u32>| {
+            tokens += prompt.len();
+            tokens <= PASS_TOKENS
+        };
+        let (group, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+        batches.push(Batch::new(group)?);
+        rest = later;
+    }
+    Ok(batches)
 }
 
 /// The largest value of each column within each sequence.

@@ -7,10 +7,8 @@ use std::fmt;
 pub enum Stage {
     /// The base answers benign prompts: the targets of self-distillation. Counted in prompts.
     Answer,
-    /// Forward passes that collect activations. Counted in prompts.
+    /// Activations are collected, probes fitted, neurons chosen and clustered. Counted in layers.
     Probe,
-    /// Probes are fitted, neurons chosen and clustered. Counted in sites.
-    Select,
     /// Training examples are run up to the lowest site. Counted in examples.
     Prepare,
     /// Shared deltas are trained. Counted in steps.
@@ -24,7 +22,6 @@ impl fmt::Display for Stage {
         f.write_str(match self {
             Self::Answer => "answer",
             Self::Probe => "probe",
-            Self::Select => "select",
             Self::Prepare => "prepare",
             Self::Tune => "tune",
             Self::Fold => "fold",

@@ -8,15 +8,16 @@ use rayon::prelude::*;
 use serde_json::{Map, Value};
 
 use super::edits::{FoldCount, count_changes, edits};
+use super::memory::{Demand, MemoryPlan};
 use super::preset::ValidOptions;
-use super::probe::{Features, SiteProbe, probe};
+use super::probe::{Layers, SiteProbe, batches, probe};
 use super::progress::{Progress, Stage};
-use super::targets::{self, Lesson};
+use super::targets;
 use super::tune::{Tuned, tune};
 use super::{Chat, NestError, Openings, TemplateSource, cluster, record, select};
 use crate::checkpoint::Checkpoint;
 use crate::decoder::{Config, Decoder, SharedDeltas, Site, SiteDeltas};
-use crate::eval::Generator;
+use crate::eval::{Generator, ValidGenerateParams};
 use crate::format::Edits;
 use crate::prompts::PromptSet;
 
@@ -32,6 +33,8 @@ pub struct Inputs<'a> {
     pub benign: &'a PromptSet,
     /// How prompts become what the model sees.
     pub template: &'a TemplateSource,
+    /// The most bytes of memory to use; without it, most of what the machine has free. It changes no result.
+    pub memory: Option<u64>,
 }
 
 /// What a run brings.
@@ -85,12 +88,12 @@ pub struct SiteReport {
 
 /// Runs NeST on a checkpoint: probe, select, cluster, tune, round.
 ///
-/// Cost: the network in its own type; activations of all prompts; then
+/// Cost: the network in its own type, or as much of it as memory allows; hidden states of all prompts; then
 /// about 4 FLOP per parameter and token a training step. Deterministic for given options on one machine type.
 ///
 /// # Errors
 /// The same prompt in both sets; a checkpoint, template or prompt that cannot be used; too few prompts; no neuron
-/// over the threshold; a loss that is not finite.
+/// over the threshold; a loss that is not finite; a limit of memory that is too low.
 pub fn run(
     checkpoint: &Checkpoint,
     inputs: Inputs<'_>,
@@ -99,18 +102,23 @@ pub fn run(
 ) -> Result<Outcome, NestError> {
     refuse_contradictions(inputs)?;
     let mut clock = Clock::default();
-    let config = Config::from_json(checkpoint.config())?;
+    let config = Config::from_checkpoint(checkpoint)?;
     let chat = Chat::open(checkpoint.dir(), inputs.template)?;
-    let decoder = Decoder::load(config, checkpoint, &Device::Cpu)?;
+    let (prompts, harmful) = labelled(&chat, inputs)?;
+    let demand = demand(&prompts, inputs, options);
+    let plan = MemoryPlan::new(inputs.memory, &config, demand)?;
+    let together = options.answers.at_most(plan.answers(&config, demand.longest));
+    let decoder = Decoder::load_within(config, checkpoint, &Device::Cpu, plan.resident)?;
+    let traces = plan.traces(decoder.resident_bytes());
+    let decoder = decoder.with_trace_bytes(traces);
     let refusals = match options.openings {
         Openings::Any => options.refusals.clone(),
         Openings::Likeliest => targets::likeliest_opening(&decoder, &chat, inputs.harmful, &options.refusals)?,
     };
-    let lessons = clock.time(Stage::Answer, || lessons(&decoder, &chat, inputs, (options, &refusals), progress))?;
-    let (prompts, harmful) = labelled(&chat, inputs)?;
-    let features = clock.time(Stage::Probe, || Features::collect(&decoder, &prompts, progress))?;
-    let (sites, slow) = clock.time(Stage::Select, || choose(&features, &harmful, options, progress))?;
-    drop(features);
+    let refusal_lessons = targets::refusal_lessons(&chat, inputs.harmful, &refusals, options.tune.seed)?;
+    let answers = clock.time(Stage::Answer, || answers(&decoder, &chat, inputs, &together, progress))?;
+    let lessons = [refusal_lessons, targets::benign_lessons(&chat, inputs.benign, answers)?].concat();
+    let (sites, slow) = clock.time(Stage::Probe, || choose(&decoder, &prompts, &harmful, options, progress))?;
     let deltas = untrained(decoder.config(), &sites)?;
     let parameters = deltas.parameters();
     let tuned = clock.time(Stage::Tune, || tune(&decoder, &lessons, deltas, &options.tune, progress))?;
@@ -141,27 +149,31 @@ fn refuse_contradictions(inputs: Inputs<'_>) -> Result<(), NestError> {
     }
 }
 
-/// Refusals to harmful prompts and, where the file has no answers, the base's own answers to benign ones.
-fn lessons(
-    decoder: &Decoder,
+/// What the prompts ask of memory; answers that are not known yet count as long as they may get.
+fn demand(prompts: &[Vec<u32>], inputs: Inputs<'_>, options: &ValidOptions) -> Demand {
+    let answers = inputs.benign.prompts().iter().filter(|prompt| prompt.response.is_none()).count();
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + options.answers.max_tokens;
+    let tokens = prompts.iter().map(Vec::len).sum::<usize>() + answers * options.answers.max_tokens;
+    Demand { prompts: prompts.len(), tokens, longest }
+}
+
+/// The base's own answers to benign prompts where the file has none.
+fn answers(
+    decoder: &Decoder<'_>,
     chat: &Chat,
     inputs: Inputs<'_>,
-    (options, refusals): (&ValidOptions, &[String]),
+    params: &ValidGenerateParams,
     progress: &dyn Progress,
-) -> Result<Vec<Lesson>, NestError> {
-    let mut lessons = targets::refusal_lessons(chat, inputs.harmful, refusals, options.tune.seed)?;
+) -> Result<Vec<Vec<u32>>, NestError> {
     let unanswered = inputs.benign.prompts().iter().filter(|prompt| prompt.response.is_none());
     let prompts = unanswered.map(|prompt| chat.encode_prompt(&prompt.text)).collect::<Result<Vec<_>, _>>()?;
-    let mut answers = Vec::new();
-    if !prompts.is_empty() {
-        progress.begin(Stage::Answer, prompts.len());
-        let stops: Vec<_> = chat.stops().collect();
-        let found =
-            Generator::new(decoder).answer(&prompts, &stops, &options.answers, &mut |count| progress.advance(count))?;
-        answers = found.into_iter().map(|answer| answer.tokens).collect();
+    if prompts.is_empty() {
+        return Ok(Vec::new());
     }
-    lessons.extend(targets::benign_lessons(chat, inputs.benign, answers)?);
-    Ok(lessons)
+    progress.begin(Stage::Answer, prompts.len());
+    let stops: Vec<_> = chat.stops().collect();
+    let found = Generator::new(decoder).answer(&prompts, &stops, params, &mut |count| progress.advance(count))?;
+    Ok(found.into_iter().map(|answer| answer.tokens).collect())
 }
 
 /// All prompts as tokens, harmful ones first, and which they are.
@@ -173,24 +185,31 @@ fn labelled(chat: &Chat, inputs: Inputs<'_>) -> Result<(Vec<Vec<u32>>, Vec<bool>
     Ok((prompts, harmful))
 }
 
-/// Probes, neurons and clusters of every site, and how many probes did not converge.
+/// Probes, neurons and clusters of every site, layer by layer, and how many probes did not converge.
 fn choose(
-    features: &Features,
+    decoder: &Decoder<'_>,
+    prompts: &[Vec<u32>],
     harmful: &[bool],
     options: &ValidOptions,
     progress: &dyn Progress,
 ) -> Result<(Vec<SiteReport>, usize), NestError> {
-    progress.begin(Stage::Select, features.iter().len());
-    let probes = probe(features, harmful, &options.probe)?;
-    let slow = probes.iter().filter(|probe| !probe.converged).count();
-    let site = |probe: SiteProbe| {
-        let rows = select(&probe.weights, &options.neurons);
-        let found = cluster(&features.of_rows(probe.site, &rows), &options.cluster);
+    progress.begin(Stage::Probe, decoder.config().layers.len());
+    let batches = batches(prompts)?;
+    let mut layers = Layers::new(decoder, &batches)?;
+    let (mut sites, mut slow) = (Vec::new(), 0);
+    while let Some(features) = layers.next_layer()? {
+        let probes = probe(&features, harmful, &options.probe)?;
+        slow += probes.iter().filter(|probe| !probe.converged).count();
+        let site = |probe: SiteProbe| {
+            let rows = select(&probe.weights, &options.neurons);
+            let found = cluster(&features.of_rows(probe.site, &rows), &options.cluster);
+            let (k, silhouette) = (found.k, found.silhouette);
+            SiteReport { site: probe.site, auc: probe.auc, rows, clusters: found.labels, k, silhouette }
+        };
+        sites.extend(probes.into_par_iter().map(site).collect::<Vec<_>>());
         progress.advance(1);
-        let (k, silhouette) = (found.k, found.silhouette);
-        SiteReport { site: probe.site, auc: probe.auc, rows, clusters: found.labels, k, silhouette }
-    };
-    Ok((probes.into_par_iter().map(site).collect(), slow))
+    }
+    Ok((sites, slow))
 }
 
 /// Deltas of zero for every site that has neurons.

@@ -6,8 +6,8 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-use super::{Chat, NestError};
-use crate::decoder::{Decoder, Example, SharedDeltas};
+use super::{Chat, NestError, batches};
+use crate::decoder::{Cache, Decoder, DecoderError, Example};
 use crate::prompts::PromptSet;
 
 /// Refusals to train on where neither the prompt file nor the options bring any. They vary in opening, length and
@@ -76,7 +76,7 @@ const OPENING_PROMPTS: usize = 128;
 /// # Errors
 /// Text that cannot be encoded, a prompt that cannot be run.
 pub fn likeliest_opening(
-    decoder: &Decoder,
+    decoder: &Decoder<'_>,
     chat: &Chat,
     set: &PromptSet,
     refusals: &[String],
@@ -91,17 +91,19 @@ pub fn likeliest_opening(
         }
     }
     let prompts = texts.iter().map(|text| chat.encode_prompt(text)).collect::<Result<Vec<_>, _>>()?;
-    let last = decoder.config().layers.len() - 1;
-    let mut best = (f64::INFINITY, refusals.to_vec());
-    for (token, refusals) in openings {
-        let examples: Vec<_> = prompts.iter().map(|prompt| Example::response(prompt, &[token])).collect();
-        let prepared = decoder.prepare(&examples, last)?;
-        let loss = decoder.loss(&prepared.iter().collect::<Vec<_>>(), &SharedDeltas::default())?;
-        if loss < best.0 {
-            best = (loss, refusals);
+    let mut surprise = vec![0.0_f64; openings.len()];
+    for batch in batches(&prompts)? {
+        let logits: Vec<Vec<f32>> =
+            decoder.extend(&mut Cache::default(), &batch)?.to_vec2().map_err(DecoderError::from)?;
+        for row in logits {
+            let total: f64 = row.iter().map(|logit| f64::from(*logit).exp()).sum();
+            for (sum, token) in surprise.iter_mut().zip(openings.keys()) {
+                *sum += total.ln() - row.get(*token as usize).map_or(f64::NEG_INFINITY, |logit| f64::from(*logit));
+            }
         }
     }
-    Ok(best.1)
+    let likeliest = openings.into_values().zip(surprise).min_by(|(_, left), (_, right)| left.total_cmp(right));
+    Ok(likeliest.map_or_else(|| refusals.to_vec(), |(refusals, _)| refusals))
 }
 
 /// Lessons in refusing: the file's own answer where it has one, else the next of `refusals`, dealt out in an order

@@ -90,7 +90,7 @@ pub(crate) fn config_json() -> Map<String, Value> {
 }
 
 /// The network as a decoder.
-pub(crate) fn decoder(weights: &dyn Weights) -> Decoder {
+pub(crate) fn decoder(weights: &dyn Weights) -> Decoder<'_> {
     let config = Config::from_json(&config_json()).unwrap();
     Decoder::load(config, weights, &candle_core::Device::Cpu).unwrap()
 }

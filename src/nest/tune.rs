@@ -11,10 +11,7 @@ use super::adamw::AdamW;
 use super::params::{Params, Valid, within};
 use super::progress::{Progress, Stage};
 use super::targets::Lesson;
-use crate::decoder::{Decoder, DecoderError, Example, Prepared, SharedDeltas, Target};
-
-/// Tokens that run through the network together; larger batches are summed up in parts.
-const PART_TOKENS: usize = 4096;
+use crate::decoder::{Decoder, DecoderError, Example, PASS_TOKENS, Prepared, SharedDeltas, Target};
 
 /// Options of tuning.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -104,7 +101,7 @@ pub struct Tuned {
 /// # Errors
 /// Fewer than two lessons, a lesson that the network cannot run, or a loss that is not finite.
 pub fn tune(
-    decoder: &Decoder,
+    decoder: &Decoder<'_>,
     lessons: &[Lesson],
     start: SharedDeltas,
     params: &Valid<TuneParams>,
@@ -122,7 +119,7 @@ pub fn tune(
         optimiser: AdamW::new(params.decay as f32),
         step: 0,
         total: 0,
-        part_tokens: PART_TOKENS,
+        part_tokens: PASS_TOKENS,
     };
     run.total = trained.len().div_ceil(params.batch) * params.epochs;
     progress.begin(Stage::Tune, run.total);
@@ -154,7 +151,7 @@ struct Ready {
 }
 
 fn prepare(
-    decoder: &Decoder,
+    decoder: &Decoder<'_>,
     lessons: &[Lesson],
     deltas: &SharedDeltas,
     params: &Valid<TuneParams>,
@@ -206,7 +203,7 @@ fn split(
 }
 
 struct Run<'a> {
-    decoder: &'a Decoder,
+    decoder: &'a Decoder<'a>,
     params: &'a Valid<TuneParams>,
     deltas: SharedDeltas,
     optimiser: AdamW,

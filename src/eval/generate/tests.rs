@@ -65,7 +65,8 @@ fn the_last_position_still_predicts() {
 
 #[test]
 fn prompts_that_cannot_run_are_named() {
-    let decoder = testing::decoder(&Memory::random(3, Dtype::F32));
+    let weights = Memory::random(3, Dtype::F32);
+    let decoder = testing::decoder(&weights);
     let generator = Generator::new(&decoder);
     let answer = |prompt: Vec<u32>| generator.answer(&[vec![4], prompt], &[], &SOME.check().unwrap(), &mut |_| ());
     assert!(matches!(answer(vec![]), Err(EvalError::Prompt { index: 1, expected: 64, found: 0 })));

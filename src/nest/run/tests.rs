@@ -39,7 +39,7 @@ fn options(change: impl FnOnce(&mut Options)) -> ValidOptions {
 fn outcome(folder: &Path, options: &ValidOptions) -> Result<Outcome, NestError> {
     let (harmful, benign) = sets();
     let template = TemplateSource::Checkpoint;
-    let inputs = Inputs { harmful: &harmful, benign: &benign, template: &template };
+    let inputs = Inputs { harmful: &harmful, benign: &benign, template: &template, memory: None };
     run(&Checkpoint::open(folder).unwrap(), inputs, options, &Silent)
 }
 
@@ -114,7 +114,8 @@ fn refusals_that_open_as_the_base_would_are_used() {
     let same = ["w40 w41", "w33 w42", "w40 w43", "w12 w42"].into_iter().filter(|text| text.starts_with(first));
     assert_eq!(some.report.refusals, same.collect::<Vec<_>>());
     // The plain twin: mean log odds of each opening from the logits.
-    let decoder = testing::decoder(&Memory::random(9, Dtype::Bf16));
+    let weights = Memory::random(9, Dtype::Bf16);
+    let decoder = testing::decoder(&weights);
     let chat = Chat::open(folder.path(), &TemplateSource::Checkpoint).unwrap();
     let mean = |token: usize| -> f64 {
         let odds = encode_prompts(&chat, &sets().0).unwrap().into_iter().map(|prompt| {
@@ -135,7 +136,7 @@ fn what_cannot_be_run_says_why() {
     let error = outcome(folder.path(), &options(|options| options.neurons.threshold = 10.0)).unwrap_err();
     assert!(matches!(error, NestError::NoNeurons) && error.hint().is_some());
     let (harmful, _) = sets();
-    let inputs = Inputs { harmful: &harmful, benign: &harmful, template: &TemplateSource::Checkpoint };
+    let inputs = Inputs { harmful: &harmful, benign: &harmful, template: &TemplateSource::Checkpoint, memory: None };
     let error = run(&Checkpoint::open(folder.path()).unwrap(), inputs, &options(|_| ()), &Silent).unwrap_err();
     assert!(matches!(error, NestError::Contradiction { count: 40, .. }), "{error}");
 }
@@ -166,7 +167,7 @@ fn a_trained_model_learns_to_refuse_and_keeps_its_stories() {
     let harmful = PromptSet::from_texts("harmful", texts("harmful_train")).unwrap();
     let benign = PromptSet::from_texts("benign", texts("benign_train")).unwrap();
     let checkpoint = Checkpoint::open(&folder.join("ckpt")).unwrap();
-    let inputs = Inputs { harmful: &harmful, benign: &benign, template: &TemplateSource::Plain };
+    let inputs = Inputs { harmful: &harmful, benign: &benign, template: &TemplateSource::Plain, memory: None };
     let options = options(|options| {
         options.refusals = vec![" I am sorry. I can not tell you this story.".to_owned()];
         options.cluster.mode = ClusterMode::Each;
@@ -207,10 +208,9 @@ fn gradients_agree_more_within_clusters_than_between() {
     let decoder = Decoder::load(config, &checkpoint, &Device::Cpu).unwrap();
     let harmful = PromptSet::from_texts("harmful", texts("harmful_train")).unwrap();
     let benign = PromptSet::from_texts("benign", texts("benign_train")).unwrap();
-    let inputs = Inputs { harmful: &harmful, benign: &benign, template: &TemplateSource::Plain };
+    let inputs = Inputs { harmful: &harmful, benign: &benign, template: &TemplateSource::Plain, memory: None };
     let (prompts, labels) = labelled(&chat, inputs).unwrap();
-    let features = Features::collect(&decoder, &prompts, &Silent).unwrap();
-    let (sites, _) = choose(&features, &labels, &options(|_| ()), &Silent).unwrap();
+    let (sites, _) = choose(&decoder, &prompts, &labels, &options(|_| ()), &Silent).unwrap();
     let own: Vec<_> = sites
         .iter()
         .map(|site| SiteReport { k: site.rows.len(), clusters: (0..).take(site.rows.len()).collect(), ..site.clone() })
@@ -218,7 +218,7 @@ fn gradients_agree_more_within_clusters_than_between() {
     let deltas = untrained(decoder.config(), &own).unwrap();
     let refusals = [" I am sorry. I can not tell you this story.".to_owned()];
     let lessons = targets::refusal_lessons(&chat, &harmful, &refusals, 0).unwrap();
-    let examples: Vec<Example> = lessons.iter().map(Lesson::example).collect();
+    let examples: Vec<Example> = lessons.iter().map(targets::Lesson::example).collect();
     let prepared = decoder.prepare(&examples, deltas.lowest_layer().unwrap()).unwrap();
     let gradients = decoder.loss_and_gradients(&prepared.iter().collect::<Vec<_>>(), &deltas).unwrap().deltas;
     let (mut within, mut between) = (Vec::new(), Vec::new());

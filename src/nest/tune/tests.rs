@@ -41,7 +41,8 @@ fn params(change: impl FnOnce(&mut TuneParams)) -> Valid<TuneParams> {
 }
 
 fn tuned(clusters: &[u32], params: &Valid<TuneParams>) -> Tuned {
-    let decoder = testing::decoder(&Memory::random(5, Dtype::F32));
+    let weights = Memory::random(5, Dtype::F32);
+    let decoder = testing::decoder(&weights);
     tune(&decoder, &lessons(80), start(clusters), params, &Silent).unwrap()
 }
 
@@ -73,7 +74,8 @@ fn the_best_deltas_are_kept_and_patience_ends_it() {
     let best = found.curve.iter().skip(1).min_by(|a, b| a.held_out.total_cmp(&b.held_out)).unwrap();
     assert_eq!(found.best_step, best.step);
     assert!(found.curve.len() < 41, "never stopped");
-    let decoder = testing::decoder(&Memory::random(5, Dtype::F32));
+    let weights = Memory::random(5, Dtype::F32);
+    let decoder = testing::decoder(&weights);
     let params = params(|params| (params.rate, params.patience, params.epochs) = (1.0, 2, 40));
     let mut generator = ChaCha8Rng::seed_from_u64(params.seed);
     let all = prepare(&decoder, &lessons(80), &found.deltas, &params, &Silent).unwrap();
@@ -83,13 +85,14 @@ fn the_best_deltas_are_kept_and_patience_ends_it() {
     assert_eq!(run.loss(&held_out).unwrap(), best.held_out);
 }
 
-fn run<'a>(decoder: &'a Decoder, params: &'a Valid<TuneParams>, deltas: SharedDeltas) -> Run<'a> {
-    Run { decoder, params, deltas, optimiser: AdamW::new(0.0), step: 0, total: 100, part_tokens: PART_TOKENS }
+fn run<'a>(decoder: &'a Decoder<'a>, params: &'a Valid<TuneParams>, deltas: SharedDeltas) -> Run<'a> {
+    Run { decoder, params, deltas, optimiser: AdamW::new(0.0), step: 0, total: 100, part_tokens: PASS_TOKENS }
 }
 
 #[test]
 fn a_batch_in_parts_has_the_gradient_of_the_whole() {
-    let decoder = testing::decoder(&Memory::random(5, Dtype::F32));
+    let weights = Memory::random(5, Dtype::F32);
+    let decoder = testing::decoder(&weights);
     let params = params(|params| params.benign_weight = 0.3);
     let deltas = tuned(&[0, 1], &params).deltas;
     let all = prepare(&decoder, &lessons(20), &deltas, &params, &Silent).unwrap();
@@ -109,7 +112,8 @@ fn a_batch_in_parts_has_the_gradient_of_the_whole() {
 
 #[test]
 fn benign_lessons_without_weight_do_not_count() {
-    let decoder = testing::decoder(&Memory::random(5, Dtype::F32));
+    let weights = Memory::random(5, Dtype::F32);
+    let decoder = testing::decoder(&weights);
     let params = params(|params| params.benign_weight = 0.0);
     let all = prepare(&decoder, &lessons(8), &start(&[0]), &params, &Silent).unwrap();
     let harmful: Vec<_> = all.iter().step_by(2).collect();
