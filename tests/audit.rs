@@ -243,7 +243,15 @@ fn one_bit_anywhere_is_named_by_its_row() {
     ];
     for (name, element, touched, others) in cases {
         let found = one_finding(dir, |all| flip(all, name, element));
-        let expected = json!({"tensor": name, "is": "bytes", "unit": "row", "touched": touched, "others": others});
+        let layout = if *name == down { "columns" } else { "rows" };
+        let shape = match name.rsplit('.').nth(1) {
+            Some("embed_tokens") => [32, HIDDEN],
+            Some("down_proj") => [HIDDEN, FFN],
+            _ => [FFN, HIDDEN],
+        };
+        let (is, unit) = ("bytes", "row");
+        let expected = json!({"tensor": name, "is": is, "unit": unit, "layout": layout, "shape": shape,
+            "touched": touched, "others": others});
         assert_eq!(found, expected);
     }
     let found = one_finding(dir, |all| tensor(all, "model.step").bytes[3] = 0);

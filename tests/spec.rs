@@ -139,6 +139,8 @@ fn the_audits_digests_are_those_of_the_code() {
 fn audit_of_everything() -> Audit {
     let form = || Form { dtype: "BF16", shape: Shape::new([2, 2]).unwrap() };
     let rows = || Rows { count: 1, first: vec![0] };
+    let shape = || Shape::new([2, 2]).unwrap();
+    let bytes = |unit, layout| Finding::Bytes { unit, layout, shape: shape(), touched: rows(), others: rows() };
     let (row, reason) = (1, "NaN".to_owned());
     let findings = [
         Finding::Missing,
@@ -147,8 +149,8 @@ fn audit_of_everything() -> Audit {
         Finding::Form { base: form(), patched: form() },
         Finding::OtherBase { patch: form(), base: form() },
         Finding::NotFoldable { row, reason },
-        Finding::Bytes { unit: Unit::Row, touched: rows(), others: rows() },
-        Finding::Bytes { unit: Unit::Element, touched: rows(), others: rows() },
+        bytes(Unit::Row, Layout::Columns),
+        bytes(Unit::Element, Layout::Rows),
     ];
     let tensor = || TensorName::new("w").unwrap();
     let side = |holds| AuditedCheckpoint { digest: Blake3::of(b""), tensors: 1, bytes: 8, holds };
@@ -179,14 +181,16 @@ fn audit_of_everything() -> Audit {
     }
 }
 
-/// Every member of every object in a value, and every `is` and `unit`.
+/// Every member of every object in a value, and every `is`, `unit` and `layout`.
 fn words(value: &Value, found: &mut BTreeSet<String>) {
     match value {
         Value::Array(items) => items.iter().for_each(|item| words(item, found)),
         Value::Object(members) => {
             for (key, value) in members {
                 found.insert(key.clone());
-                found.extend(value.as_str().filter(|_| key == "is" || key == "unit").map(str::to_owned));
+                found.extend(
+                    value.as_str().filter(|_| ["is", "unit", "layout"].contains(&key.as_str())).map(str::to_owned),
+                );
                 words(value, found);
             }
         }

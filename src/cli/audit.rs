@@ -12,11 +12,12 @@ use super::progress::Bars;
 use super::trusted::Trusted;
 use crate::checkpoint::{Checkpoint, CheckpointError, write_new};
 use crate::format::limits::MAX_LABEL_BYTES;
-use crate::format::{Envelope, Timestamp};
+use crate::format::{Envelope, Timestamp, Vectors};
 use crate::patch::VerifiedPatch;
 use crate::patch::audit::{
     Audit, FileDifference, Finding, Form, Holds, Rows, Scope, TensorFinding, Unit, Verdict, audit, statement,
 };
+use crate::patch::place::Site;
 use crate::patch::record::SignedBy;
 use crate::trust::SecretKey;
 
@@ -89,7 +90,8 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
         not_proven: NOT_PROVEN,
         statement: arguments.output.as_deref(),
     };
-    output.data("nestpatch/audit/1", &report, text)?;
+    let model_type = &patch.contents().manifest.base.architecture.model_type;
+    output.data("nestpatch/audit/1", &report, |report| text(report, model_type))?;
     Ok(exit(found.verdict))
 }
 
@@ -164,7 +166,7 @@ fn name_of(dir: &Path) -> String {
     name.get(..name.floor_char_boundary(MAX_LABEL_BYTES)).unwrap_or_default().to_owned()
 }
 
-fn text(report: &Report<'_>) -> String {
+fn text(report: &Report<'_>, model_type: &str) -> String {
     let found = report.audit;
     let (base, patched) = (on_one_line(report.base_folder), on_one_line(report.patched_folder));
     let name = &found.patch.name;
@@ -176,7 +178,7 @@ fn text(report: &Report<'_>) -> String {
         Verdict::Swapped => format!("{patched}: SWAPPED, {base} is the one that has {name}"),
         Verdict::Differs => format!("{patched}: NOT {base} with {name}"),
     };
-    let sections = [tensors(found), files(found), listed("Not proven by this", &report.not_proven)];
+    let sections = [tensors(found, model_type), files(found), listed("Not proven by this", &report.not_proven)];
     verdict + "\n" + &summary(report) + &sections.concat()
 }
 
@@ -229,12 +231,12 @@ fn patched_standing(found: &Audit) -> &'static str {
     }
 }
 
-fn tensors(found: &Audit) -> String {
-    let lines: Vec<String> = found.findings.iter().map(finding).collect();
+fn tensors(found: &Audit, model_type: &str) -> String {
+    let lines: Vec<String> = found.findings.iter().map(|one| finding(one, model_type)).collect();
     listed("Tensors that are not as they must be", &lines)
 }
 
-fn finding(one: &TensorFinding) -> String {
+fn finding(one: &TensorFinding, model_type: &str) -> String {
     let form = |form: &Form| format!("{} {}", form.dtype, form.shape);
     let what = match &one.finding {
         Finding::Missing => "missing: only the base has it".to_owned(),
@@ -243,20 +245,29 @@ fn finding(one: &TensorFinding) -> String {
         Finding::Form { base, patched } => format!("{} in the base, {} in the patched one", form(base), form(patched)),
         Finding::OtherBase { patch, base } => format!("the patch is for {}, the base has {}", form(patch), form(base)),
         Finding::NotFoldable { row, reason } => format!("the patch cannot be added to row {row} of the base: {reason}"),
-        Finding::Bytes { unit, touched, others } => {
-            let parts = [rows(touched, *unit, "not the base's with the delta"), rows(others, *unit, "not the base's")];
+        Finding::Bytes { unit, layout, shape, touched, others } => {
+            let vectors = Vectors::new(*layout, shape).ok().filter(|_| *unit == Unit::Row);
+            let site = vectors.map(|vectors| Site::new(&one.tensor, vectors, model_type));
+            let rows = |rows, what| rows_that(rows, *unit, site.as_ref(), what);
+            let parts = [rows(touched, "not the base's with the delta"), rows(others, "not the base's")];
             parts.into_iter().flatten().collect::<Vec<_>>().join("; ")
         }
     };
     format!("{}: {what}", one.tensor)
 }
 
-fn rows(rows: &Rows, unit: Unit, what: &str) -> Option<String> {
+/// How many rows are wrong in what way, and the first of them; with their places, where a tensor has several parts.
+fn rows_that(rows: &Rows, unit: Unit, site: Option<&Site>, what: &str) -> Option<String> {
     let unit = match unit {
         Unit::Row => "row",
         Unit::Element => "element",
     };
-    let named = rows.first.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+    let place = |row: &u64| match site.and_then(|site| site.describe(*row)) {
+        Some(place) => format!("{row}: {place}"),
+        None => row.to_string(),
+    };
+    let places = site.is_some_and(Site::is_divided);
+    let named = rows.first.iter().map(place).collect::<Vec<_>>().join(if places { "; " } else { ", " });
     let more = if rows.count > rows.first.len() as u64 { ", ..." } else { "" };
     (rows.count > 0).then(|| format!("{} {what} ({named}{more})", count(rows.count, unit)))
 }

@@ -7,7 +7,7 @@ use super::output::{Output, bytes, fields, table};
 use super::trusted::read_patch;
 use crate::digest::Sha256;
 use crate::patch::Contents;
-use crate::patch::diff::{Difference, Side, TensorDifference, diff};
+use crate::patch::diff::{Difference, PartDifference, Side, TensorDifference, diff};
 
 /// Compare two patches. Checks no signature; exits 0 whether or not they differ.
 #[derive(clap::Args)]
@@ -36,7 +36,7 @@ fn text(found: &Difference) -> String {
         let head = ["", "A", "B"].map(str::to_owned).to_vec();
         text += &format!("\nWhat they say\n{}", table(&std::iter::once(head).chain(rows).collect::<Vec<_>>()));
     }
-    let differing: Vec<_> = found.tensors.iter().filter(|tensor| !tensor.same).map(row).collect();
+    let differing: Vec<_> = found.tensors.iter().filter(|tensor| !tensor.same).flat_map(rows).collect();
     if !differing.is_empty() {
         let head = ["tensor", "rows A", "rows B", "added", "removed", "moved", "norm A", "norm B", "cosine"];
         let head = head.map(str::to_owned).to_vec();
@@ -52,6 +52,19 @@ fn side(side: &Side) -> String {
         ("signatures", format!("not checked; made by keys {}", if claimed.is_empty() { "(none)" } else { &claimed })),
         ("size", format!("{}, {} rows, norm {:.3}", bytes(side.file_bytes), side.rows, side.norm)),
     ])
+}
+
+/// A tensor, and each expert and projection of one that holds several.
+fn rows(tensor: &TensorDifference) -> Vec<Vec<String>> {
+    std::iter::once(row(tensor)).chain(tensor.parts.iter().map(part)).collect()
+}
+
+fn part(part: &PartDifference) -> Vec<String> {
+    let expert = part.part.expert.map(|expert| format!("expert {expert}"));
+    let half = part.part.half.map(|half| half.to_string());
+    let name = expert.into_iter().chain(half).collect::<Vec<_>>().join(", ");
+    let counts = [part.rows_a, part.rows_b, part.added, part.removed].map(|count| count.to_string());
+    std::iter::once(format!("  {name}")).chain(counts).collect()
 }
 
 fn row(tensor: &TensorDifference) -> Vec<String> {

@@ -1,16 +1,17 @@
 //! `nestpatch inspect`: lay a patch open, key or no key.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde_json::Value;
 
 use super::failure::{Exit, Failure};
-use super::output::{Output, bytes, count, fields, table};
+use super::output::{Output, bytes, count, fields, one_line, table};
 use super::trusted::read_patch;
 use crate::digest::Sha256;
 use crate::format::Level;
 use crate::patch::Contents;
-use crate::patch::inspect::{EditSummary, Inspection, inspect};
+use crate::patch::inspect::{EditSummary, Inspection, PartSummary, inspect};
 
 /// Show what a patch holds. Checks no signature.
 #[derive(clap::Args)]
@@ -63,8 +64,7 @@ fn text(found: &Inspection) -> String {
     lines.extend(found.not_understood.iter().map(|what| ("UNKNOWN", what.clone())));
     let mut text = format!("{}\n{}", found.name, fields(&lines));
     text += &format!("\nSections\n{}", sections(found));
-    text +=
-        &format!("\nEdits\n{}", table(&std::iter::once(head()).chain(found.edits.iter().map(row)).collect::<Vec<_>>()));
+    text += &parts(&found.edits);
     if !found.creation.is_empty() {
         text += &format!("\nCreation, as its maker says\n{}", creation(&Value::Object(found.creation.clone()), "  "));
     }
@@ -99,22 +99,47 @@ fn sections(found: &Inspection) -> String {
     table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
 }
 
-fn head() -> Vec<String> {
-    ["layer", "projection", "type", "rows", "of", "clusters", "delta norms", "change"].map(str::to_owned).to_vec()
+/// A line for each part of each tensor, in the order of layers and experts; a column of experts if there are any.
+fn parts(edits: &[EditSummary]) -> String {
+    let towers: BTreeSet<Option<&str>> = edits.iter().map(tower).collect();
+    let one = towers.first().copied().flatten().filter(|_| towers.len() == 1);
+    let mut lines: Vec<_> = edits.iter().flat_map(|edit| edit.parts.iter().map(move |part| (edit, part))).collect();
+    lines.sort_by_key(|(edit, part)| (tower(edit), edit.layer, part.part.expert));
+    let experts = lines.iter().any(|(_, part)| part.part.expert.is_some());
+    let head = ["layer", "expert", "projection", "type", "rows", "of", "clusters", "delta norms", "change"];
+    let mut rows: Vec<Vec<String>> = vec![head.map(str::to_owned).to_vec()];
+    rows.extend(lines.into_iter().map(|(edit, part)| row(edit, part, one.is_none())));
+    if !experts {
+        rows.iter_mut().for_each(|row| drop(row.remove(1)));
+    }
+    let heading = one.map_or_else(|| "Edits".to_owned(), |tower| format!("Edits in {}", one_line(tower)));
+    format!("\n{heading}\n{}", table(&rows))
 }
 
-fn row(edit: &EditSummary) -> Vec<String> {
-    let norms = edit.clusters.iter().map(|cluster| cluster.norm);
+/// What the layers that a tensor is one of are called: models that also see have others than those that write.
+fn tower(edit: &EditSummary) -> Option<&str> {
+    let layer = format!(".{}.", edit.layer?);
+    edit.tensor.as_str().split_once(&layer).map(|(tower, _)| tower)
+}
+
+fn row(edit: &EditSummary, part: &PartSummary, with_tower: bool) -> Vec<String> {
+    let norms = part.clusters.iter().filter_map(|cluster| Some(edit.clusters.get(*cluster as usize)?.norm));
     let (low, high) = (norms.clone().fold(f64::INFINITY, f64::min), norms.fold(0.0, f64::max));
+    let layer = match (edit.layer, tower(edit).filter(|_| with_tower)) {
+        (None, _) => edit.tensor.to_string(),
+        (Some(layer), None) => layer.to_string(),
+        (Some(layer), Some(tower)) => format!("{tower}.{layer}"),
+    };
     vec![
-        edit.layer.map_or_else(|| edit.tensor.to_string(), |layer| layer.to_string()),
-        edit.projection.clone(),
+        layer,
+        part.part.expert.map(|expert| expert.to_string()).unwrap_or_default(),
+        part.part.half.map_or_else(|| edit.projection.clone(), |half| format!("{} ({half})", edit.projection)),
         edit.dtype.to_string(),
-        edit.rows.to_string(),
-        edit.of.to_string(),
-        edit.clusters.len().to_string(),
-        if edit.clusters.len() == 1 { format!("{low:.3}") } else { format!("{low:.3}..{high:.3}") },
-        format!("{:.3}", edit.norm),
+        part.rows.to_string(),
+        part.of.to_string(),
+        part.clusters.len().to_string(),
+        if part.clusters.len() == 1 { format!("{low:.3}") } else { format!("{low:.3}..{high:.3}") },
+        format!("{:.3}", part.norm),
     ]
 }
 

@@ -2,12 +2,15 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 use crate::format::edit::EditError;
 use crate::format::limits::MAX_COLS;
 use crate::tensor::Shape;
 
 /// How the vectors ("rows") of a tensor lie in it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Layout {
     /// `[.., n, d]`: vector `i` is row `i` of the matrix `[prod(leading) * n, d]`. Linear layers, fused experts.
     Rows,
@@ -87,6 +90,16 @@ impl Vectors {
         self.count
     }
 
+    /// How many vectors each matrix of the tensor has; all of them where the tensor is one matrix.
+    pub fn per_matrix(&self) -> u64 {
+        self.per_matrix
+    }
+
+    /// How many matrices the tensor is a stack of: the product of the leading dimensions.
+    pub fn matrices(&self) -> u64 {
+        self.count / self.per_matrix
+    }
+
     /// Elements of one vector.
     pub fn len(&self) -> usize {
         self.len
@@ -141,7 +154,7 @@ mod tests {
     #[test]
     fn columns_are_those_of_each_matrix() {
         let vectors = Vectors::new(Layout::Columns, &Shape::new([2, 3, 4]).unwrap()).unwrap();
-        assert_eq!((vectors.count(), vectors.len()), (8, 3));
+        assert_eq!((vectors.count(), vectors.len(), vectors.matrices(), vectors.per_matrix()), (8, 3, 2, 4));
         assert_eq!(vectors.span(5), Some(Span { start: 12 + 1, stride: 4, len: 3 }));
     }
 }

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::Contents;
 use super::inspect::dot;
+use super::place::{Part, Site};
 use crate::digest::{Blake3, Sha256};
 use crate::format::Edit;
 use crate::tensor::TensorName;
@@ -83,6 +84,24 @@ pub struct TensorDifference {
     pub cosine: Option<f64>,
     /// Whether rows, clusters and deltas are the same.
     pub same: bool,
+    /// The rows once more, by expert and half, of a tensor that holds more than one.
+    pub parts: Vec<PartDifference>,
+}
+
+/// The rows of a tensor that are of one expert and, where a matrix holds two projections, of one of these.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PartDifference {
+    /// Which part.
+    #[serde(flatten)]
+    pub part: Part,
+    /// Rows that the first touches.
+    pub rows_a: u64,
+    /// Rows that the second touches.
+    pub rows_b: u64,
+    /// Rows that only the second touches.
+    pub added: u64,
+    /// Rows that only the first touches.
+    pub removed: u64,
 }
 
 /// Compares two patches.
@@ -94,7 +113,7 @@ pub fn diff(a: &Contents, b: &Contents) -> Difference {
         let (one, other) = (a.edits.get(name), b.edits.get(name));
         let part = Products::of(one, other);
         products.add(&part);
-        tensors.push(compare(name, one, other, &part));
+        tensors.push(TensorDifference { parts: parts((a, one), (b, other)), ..compare(name, one, other, &part) });
     }
     let same_content = a.manifest.content_root == b.manifest.content_root;
     let fields = fields(a, b);
@@ -129,7 +148,35 @@ fn compare(name: &TensorName, a: Option<&Edit>, b: Option<&Edit>, products: &Pro
         norm_b: products.bb.sqrt(),
         cosine: products.cosine(),
         same: a == b,
+        parts: Vec::new(),
     }
+}
+
+/// Counts rows part by part.
+fn parts((a, one): (&Contents, Option<&Edit>), (b, other): (&Contents, Option<&Edit>)) -> Vec<PartDifference> {
+    let (a, b) = (by_part(a, one), by_part(b, other));
+    let (none, all) = (BTreeSet::new(), a.keys().chain(b.keys()).collect::<BTreeSet<&Part>>());
+    let part = all.into_iter().map(|part| {
+        let (a, b) = (a.get(part).unwrap_or(&none), b.get(part).unwrap_or(&none));
+        PartDifference {
+            part: *part,
+            rows_a: a.len() as u64,
+            rows_b: b.len() as u64,
+            added: b.difference(a).count() as u64,
+            removed: a.difference(b).count() as u64,
+        }
+    });
+    part.collect()
+}
+
+fn by_part(contents: &Contents, edit: Option<&Edit>) -> BTreeMap<Part, BTreeSet<u32>> {
+    let mut parts: BTreeMap<Part, BTreeSet<u32>> = BTreeMap::new();
+    let Some(edit) = edit else { return parts };
+    let site = Site::new(edit.tensor(), edit.vectors(), &contents.manifest.base.architecture.model_type);
+    for row in edit.rows().iter().filter(|_| site.is_divided()) {
+        parts.entry(site.find(u64::from(*row)).0).or_default().insert(*row);
+    }
+    parts
 }
 
 fn members(edit: Option<&Edit>) -> BTreeMap<u32, u32> {

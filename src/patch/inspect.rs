@@ -1,9 +1,12 @@
 //! Inspect: what a patch says and holds, whoever made it.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::Contents;
+use super::place::{Part, Site};
 use crate::digest::{Blake3, Sha256};
 use crate::format::manifest::Tool;
 use crate::format::{Edit, Kind, Level, Sketch, Timestamp, Tolerance};
@@ -106,7 +109,7 @@ pub struct EditSummary {
     pub tensor: TensorName,
     /// The layer's number, if the name has one.
     pub layer: Option<u64>,
-    /// The projection: the name's last part before `weight`.
+    /// The projection: the name's last part before `weight`, behind that of a shared expert.
     pub projection: String,
     /// Its element type.
     pub dtype: Dtype,
@@ -120,7 +123,27 @@ pub struct EditSummary {
     pub of: u64,
     /// Its clusters.
     pub clusters: Vec<ClusterSummary>,
+    /// Its touched rows once more, by expert and half.
+    pub parts: Vec<PartSummary>,
     /// Frobenius norm of the change to the whole tensor.
+    pub norm: f64,
+}
+
+/// The touched rows of a tensor that are of one expert and, where a matrix holds two projections, of one of these.
+#[derive(Debug, Clone, Serialize)]
+pub struct PartSummary {
+    /// Which part.
+    #[serde(flatten)]
+    pub part: Part,
+    /// How many rows are touched.
+    pub rows: u64,
+    /// Rows that the part has.
+    pub of: u64,
+    /// Which are touched, ascending, counted within the part: the numbers of neurons, where rows are such.
+    pub indices: Vec<u32>,
+    /// Clusters that have rows here, by their numbers in the tensor.
+    pub clusters: Vec<u32>,
+    /// Frobenius norm of the change to the part.
     pub norm: f64,
 }
 
@@ -138,7 +161,8 @@ pub struct ClusterSummary {
 /// Lays a patch open.
 pub fn inspect(contents: &Contents) -> Inspection {
     let manifest = &contents.manifest;
-    let edits: Vec<EditSummary> = contents.edits.iter().map(summary).collect();
+    let model_type = &manifest.base.architecture.model_type;
+    let edits: Vec<EditSummary> = contents.edits.iter().map(|edit| summary(edit, model_type)).collect();
     Inspection {
         id: contents.id(),
         content_root: manifest.content_root,
@@ -186,8 +210,8 @@ fn sections(contents: &Contents) -> Vec<SectionSummary> {
     section.collect()
 }
 
-fn summary(edit: &Edit) -> EditSummary {
-    let (layer, projection) = place(edit.tensor());
+fn summary(edit: &Edit, model_type: &str) -> EditSummary {
+    let site = Site::new(edit.tensor(), edit.vectors(), model_type);
     let norm = |cluster| dot(edit.delta(cluster), edit.delta(cluster)).sqrt();
     let mut clusters: Vec<ClusterSummary> = (0..edit.k() as u32)
         .map(|cluster| ClusterSummary { rows: 0, indices: Vec::new(), norm: norm(cluster) })
@@ -201,8 +225,9 @@ fn summary(edit: &Edit) -> EditSummary {
     let norm = clusters.iter().map(|cluster| cluster.rows as f64 * cluster.norm * cluster.norm).sum::<f64>().sqrt();
     EditSummary {
         tensor: edit.tensor().clone(),
-        layer,
-        projection,
+        layer: site.layer,
+        parts: parts(edit, &site, &clusters),
+        projection: site.projection,
         dtype: edit.dtype(),
         shape: edit.shape().clone(),
         layout: edit.layout().to_string(),
@@ -213,34 +238,27 @@ fn summary(edit: &Edit) -> EditSummary {
     }
 }
 
+fn parts(edit: &Edit, site: &Site, clusters: &[ClusterSummary]) -> Vec<PartSummary> {
+    let mut members: BTreeMap<Part, (Vec<u32>, Vec<u32>)> = BTreeMap::new();
+    for (row, cluster) in edit.rows().iter().zip(edit.clusters()) {
+        let (part, row) = site.find(u64::from(*row));
+        let (rows, of) = members.entry(part).or_default();
+        rows.push(row as u32);
+        of.push(*cluster);
+    }
+    let norm = |cluster: &u32| clusters.get(*cluster as usize).map_or(0.0, |cluster| cluster.norm * cluster.norm);
+    let part = members.into_iter().map(|(part, (indices, members))| PartSummary {
+        part,
+        rows: indices.len() as u64,
+        of: site.part_rows(),
+        indices,
+        norm: members.iter().map(norm).sum::<f64>().sqrt(),
+        clusters: members.into_iter().collect::<BTreeSet<u32>>().into_iter().collect(),
+    });
+    part.collect()
+}
+
 /// Inner product in binary64.
 pub(super) fn dot(one: &[f32], other: &[f32]) -> f64 {
     one.iter().zip(other).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-}
-
-/// The layer's number and the projection that a tensor name tells of.
-fn place(tensor: &TensorName) -> (Option<u64>, String) {
-    let parts: Vec<&str> = tensor.as_str().split('.').collect();
-    let layer = parts.iter().find_map(|part| part.parse().ok());
-    let named = parts.iter().rev().find(|part| !matches!(**part, "weight" | "bias"));
-    (layer, named.copied().unwrap_or_default().to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_tell_layer_and_projection() {
-        for (name, layer, projection) in [
-            ("model.layers.7.mlp.gate_proj.weight", Some(7), "gate_proj"),
-            ("transformer.h.11.mlp.c_fc.weight", Some(11), "c_fc"),
-            ("model.layers.3.mlp.experts.gate_up_proj", Some(3), "gate_up_proj"),
-            ("lm_head.weight", None, "lm_head"),
-            ("weight", None, ""),
-        ] {
-            let name = TensorName::new(name).unwrap();
-            assert_eq!(place(&name), (layer, projection.to_owned()), "{name}");
-        }
-    }
 }

@@ -13,6 +13,7 @@ pub mod diff;
 mod effect;
 pub mod extract;
 pub mod inspect;
+pub mod place;
 pub mod record;
 pub mod revert;
 mod rewrite;

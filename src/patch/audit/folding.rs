@@ -93,7 +93,7 @@ mod tests {
     }
 
     fn geometry(edit: &Edit) -> Geometry {
-        Geometry::of(edit.layout() == Layout::Columns, 16, edit.shape())
+        Geometry::of(edit.layout(), 16, edit.shape())
     }
 
     /// The slow twin: each row gathered from the whole tensor, folded and scattered.

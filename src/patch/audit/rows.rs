@@ -46,7 +46,7 @@ impl Rows {
 /// How the rows of a tensor lie: as `spec/format.md` has it (6.1); elements where there are fewer than two dimensions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Geometry {
-    columns: bool,
+    pub(super) layout: Layout,
     pub(super) unit: Unit,
     bits: u64,
     /// Elements of a row.
@@ -58,17 +58,20 @@ pub(super) struct Geometry {
 impl Geometry {
     /// Of a tensor that an edit touches, or that none does.
     pub(super) fn new(tensor: &TensorInfo, edit: Option<&Edit>) -> Self {
-        Self::of(edit.is_some_and(|edit| edit.layout() == Layout::Columns), tensor.dtype.bits(), &tensor.shape)
+        Self::of(edit.map_or(Layout::Rows, Edit::layout), tensor.dtype.bits(), &tensor.shape)
     }
 
-    /// Of a tensor whose rows lie apart (`columns`) or not, with elements of so many bits.
-    pub(super) fn of(columns: bool, bits: u64, shape: &Shape) -> Self {
+    /// Of a tensor of this shape, with elements of so many bits.
+    pub(super) fn of(layout: Layout, bits: u64, shape: &Shape) -> Self {
         let (unit, outer, inner) = match shape.dims() {
             [.., outer, inner] => (Unit::Row, *outer, *inner),
             dims => (Unit::Element, dims.iter().product(), 1),
         };
-        let (per_matrix, len) = if columns { (inner, outer) } else { (outer, inner) };
-        Self { columns, unit, bits, len: len.max(1), per_matrix: per_matrix.max(1) }
+        let (per_matrix, len) = match layout {
+            Layout::Rows => (outer, inner),
+            Layout::Columns => (inner, outer),
+        };
+        Self { layout, unit, bits, len: len.max(1), per_matrix: per_matrix.max(1) }
     }
 
     /// The elements of which some bits lie in these bytes.
@@ -81,9 +84,9 @@ impl Geometry {
     /// A range that holds every row with an element in these bytes, and maybe others.
     pub(super) fn rows(&self, bytes: Range<u64>) -> Range<u64> {
         let elements = self.elements(bytes);
-        match self.columns {
-            false => elements.start / self.len..elements.end.div_ceil(self.len),
-            true => {
+        match self.layout {
+            Layout::Rows => elements.start / self.len..elements.end.div_ceil(self.len),
+            Layout::Columns => {
                 let matrix = self.len * self.per_matrix;
                 elements.start / matrix * self.per_matrix..elements.end.div_ceil(matrix) * self.per_matrix
             }
@@ -122,9 +125,9 @@ impl<'a> Differences<'a> {
         if expected == found {
             return;
         }
-        match self.geometry.columns {
-            false => self.compare_rows(begin, expected, found),
-            true => self.compare_columns(begin, expected, found),
+        match self.geometry.layout {
+            Layout::Rows => self.compare_rows(begin, expected, found),
+            Layout::Columns => self.compare_columns(begin, expected, found),
         }
     }
 
@@ -208,7 +211,7 @@ mod tests {
     #[test]
     fn a_byte_of_narrow_elements_belongs_to_every_row_in_it() {
         // Rows of three elements of 4 bits: the second byte is shared by rows 0 and 1.
-        let geometry = Geometry::of(false, 4, &Shape::new([4, 3]).unwrap());
+        let geometry = Geometry::of(Layout::Rows, 4, &Shape::new([4, 3]).unwrap());
         let mut differences = Differences::new(geometry, None);
         differences.compare(0, &[0, 0, 0, 0, 0, 0], &[0, 1, 0, 0, 0, 0]);
         assert_eq!(differences.others, rows([0, 1]));
@@ -218,8 +221,8 @@ mod tests {
     fn rows_beyond_four_gibibytes_are_found() {
         let shape = Shape::new([1 << 20, 4096]).unwrap();
         let begin = 6 << 30;
-        for (columns, row) in [(false, begin / 8192), (true, 7)] {
-            let mut differences = Differences::new(Geometry::of(columns, 16, &shape), None);
+        for (layout, row) in [(Layout::Rows, begin / 8192), (Layout::Columns, 7)] {
+            let mut differences = Differences::new(Geometry::of(layout, 16, &shape), None);
             let mut found = [0; 64];
             found[15] = 1;
             differences.compare(begin, &[0; 64], &found);
@@ -251,7 +254,7 @@ mod tests {
                     found[at..at + size] != expected[at..at + size]
                 })
             };
-            let geometry = Geometry::of(columns, size as u64 * 8, &shape);
+            let geometry = Geometry::of(layout, size as u64 * 8, &shape);
             let mut differences = Differences::new(geometry, None);
             let pieces = expected.chunks(cut * size).zip(found.chunks(cut * size));
             let mut begin = 0;

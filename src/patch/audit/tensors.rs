@@ -6,9 +6,9 @@ use super::folding::Folding;
 use super::rows::{Differences, Geometry, Rows, Unit};
 use crate::checkpoint::{BindError, Checkpoint, Progress, TensorInfo};
 use crate::digest::Blake3;
-use crate::format::Edit;
 use crate::format::binding::{LengthError, TensorHasher};
 use crate::format::manifest::{BaseTensor, ResultTensor};
+use crate::format::{Edit, Layout};
 use crate::tensor::{Shape, TensorName};
 
 /// Why a tensor is not what the base and the patch give.
@@ -46,6 +46,10 @@ pub enum Finding {
     Bytes {
         /// What is counted.
         unit: Unit,
+        /// Which vectors of the tensor the rows are.
+        layout: Layout,
+        /// Its dimensions.
+        shape: Shape,
         /// Touched rows that are not the fold of the base's.
         touched: Rows,
         /// Rows around them, or of a tensor that the patch does not touch, that are not the base's.
@@ -152,7 +156,7 @@ impl Pair<'_> {
                 base: Form::of(base),
             }),
             (_, Some((row, error))) => Some(Finding::NotFoldable { row, reason: error.to_string() }),
-            _ => differences.finding(),
+            _ => differences.finding(&base.shape),
         };
         let (base, patched) = digests.finish()?;
         Ok(Compared { base: Some(base), patched: Some(patched), finding })
@@ -160,9 +164,10 @@ impl Pair<'_> {
 }
 
 impl Differences<'_> {
-    fn finding(self) -> Option<Finding> {
+    fn finding(self, shape: &Shape) -> Option<Finding> {
         let Self { geometry, touched, others, .. } = self;
-        (touched.count + others.count > 0).then_some(Finding::Bytes { unit: geometry.unit, touched, others })
+        let (unit, layout, shape) = (geometry.unit, geometry.layout, shape.clone());
+        (touched.count + others.count > 0).then_some(Finding::Bytes { unit, layout, shape, touched, others })
     }
 }
 
