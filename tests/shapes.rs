@@ -4,15 +4,19 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
+#[allow(dead_code)]
+#[path = "support/oracle.rs"]
+mod oracle;
 #[path = "support/sites.rs"]
 mod sites;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
 use common::{folder, snapshot};
-use nestpatch::checkpoint::{Checkpoint, Depth};
-use nestpatch::format::{Deltas, Edit, EditError, EditParts, Edits, Layout, Manifest};
+use nestpatch::checkpoint::{Checkpoint, Depth, TensorInfo};
+use nestpatch::format::{Deltas, Edit, EditError, EditParts, Edits, Layout, Manifest, Vectors};
 use nestpatch::patch::apply::{Options, Target, apply};
 use nestpatch::patch::assemble::About;
 use nestpatch::patch::audit::{Scope, Verdict as Audited, audit};
@@ -24,6 +28,7 @@ use nestpatch::patch::verify::{Verdict, examine, verify};
 use nestpatch::patch::{Contents, PatchError};
 use nestpatch::tensor::{Dtype as Type, Shape, TensorName};
 use safetensors::Dtype;
+use serde_json::Value;
 use sites::{Site, assert_folded, case, cases, edits, write};
 
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::BF16, Dtype::F16];
@@ -181,4 +186,66 @@ fn shapes_that_rows_cannot_address_are_refused() {
     }
     let error = edit(&[5, 10, 2], Layout::Rows, 2).unwrap_err();
     assert!(error.to_string().contains("expected row indices under 50, found 4294967295"), "{error}");
+}
+
+/// How the neurons of a tensor lie that goes into a feed-forward block of a model that writes, by what families call
+/// these; nothing for any other tensor.
+fn neurons(model_type: &str, name: &str) -> Option<Layout> {
+    const PROJECTIONS: [&str; 9] =
+        ["gate_proj", "up_proj", "gate_up_proj", "dense_h_to_4h", "c_fc", "fc1", "w1", "w3", "input_linear"];
+    let parts: Vec<&str> = name.strip_suffix(".weight").unwrap_or(name).split('.').collect();
+    let sees = parts.iter().any(|part| part.starts_with("vis") || *part == "connector");
+    let transposed = matches!(model_type, "gpt2" | "gpt_oss");
+    match parts.last() {
+        Some(last) if PROJECTIONS.contains(last) && !sees => {
+            Some(if transposed { Layout::Columns } else { Layout::Rows })
+        }
+        _ => None,
+    }
+}
+
+/// The first row, the last and two between them of every tensor that goes into a feed-forward block.
+fn sites_of(dir: &Path) -> Vec<Site> {
+    let checkpoint = Checkpoint::open(dir).unwrap();
+    let model_type = checkpoint.model_type().unwrap();
+    let site = |tensor: &TensorInfo| {
+        let layout = neurons(model_type, tensor.name.as_str())?;
+        let count = Vectors::new(layout, &tensor.shape).unwrap().count() as u32;
+        let shape = tensor.shape.dims().iter().map(|dim| *dim as usize).collect();
+        Some(Site { tensor: tensor.name.to_string(), shape, layout, rows: vec![0, count / 3, count / 2, count - 1] })
+    };
+    let sites: Vec<Site> = checkpoint.tensors().filter_map(site).collect();
+    let text = checkpoint.config().get("text_config").and_then(Value::as_object).unwrap_or(checkpoint.config());
+    let layers =
+        ["num_hidden_layers", "n_layer"].iter().find_map(|key| text.get(*key)).and_then(Value::as_u64).unwrap();
+    let found: BTreeSet<u64> =
+        sites.iter().filter_map(|site| site.tensor.split('.').find_map(|part| part.parse().ok())).collect();
+    assert_eq!(found, (0..layers).collect(), "{}: every layer has such tensors", dir.display());
+    sites
+}
+
+/// Checkpoints as transformers writes them, of every family that is there.
+#[test]
+fn reference_checkpoints_go_the_whole_way() {
+    for (model, folder) in oracle::models() {
+        for layout in ["ckpt", "ckpt_newlayout"].into_iter().filter(|name| folder.join(name).is_dir()) {
+            let (root, what) = (common::folder(), format!("{model}/{layout}"));
+            let base = root.path().join("base");
+            copy(&folder.join(layout), &base);
+            let sites = sites_of(&base);
+            let edits = edits(&base, &sites, 3);
+            the_whole_way(root.path(), &base, &edits, &what);
+            let shapes: BTreeSet<String> =
+                edits.iter().map(|edit| format!("{} {} by {}", edit.dtype(), edit.shape(), edit.layout())).collect();
+            let shapes = shapes.into_iter().collect::<Vec<_>>().join(", ");
+            println!("{what}: {} rows of {} tensors ({shapes}): patched and taken back", edits.rows(), edits.len());
+        }
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for (path, bytes) in snapshot(from) {
+        fs::write(to.join(path), bytes).unwrap();
+    }
 }
