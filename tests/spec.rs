@@ -13,7 +13,8 @@ use nestpatch::format::residual::LANES;
 use nestpatch::format::sketch::{PROJECTIONS, SIGNS_CONTEXT};
 use nestpatch::format::status_feed::{FEED_ENTRIES_CONTEXT, FEED_PREDICATE_TYPE};
 use nestpatch::format::{
-    Deltas, Edit, EditParts, Edits, Layout, Manifest, ResidualBuilder, Sketch, TensorSketcher, Timestamp, json, limits,
+    Deltas, Edit, EditParts, Edits, Layout, Manifest, ResidualBuilder, Sketch, TensorSketcher, Timestamp, Vectors,
+    json, limits,
 };
 use nestpatch::patch::audit::{
     AUDIT_PREDICATE_TYPE, Audit, AuditedCheckpoint, AuditedPatch, CHECKPOINT_DIGEST_NAME, ConfigFinding, Counts,
@@ -241,6 +242,27 @@ fn the_example_file_is_as_described() {
     assert_eq!(after("patch_id"), container.patch_id().to_string());
     let manifest = Manifest::parse(container.manifest()).unwrap();
     assert_eq!(after("content_root"), manifest.content_root.to_string());
+}
+
+#[test]
+fn the_examples_of_rows_in_a_stack_are_as_described() {
+    let text = SPEC.split_whitespace().collect::<Vec<_>>().join(" ");
+    for (shape, layout, words) in [
+        ([8, 176, 64], Layout::Rows, "with layout 0, row 1000 is row 120 of expert 5 (1000 = 5 * 176 + 120)"),
+        ([8, 64, 176], Layout::Columns, "with layout 1, row 1000 is column 120 of expert 5"),
+    ] {
+        let shape = Shape::new(shape).unwrap();
+        let vectors = Vectors::new(layout, &shape).unwrap();
+        assert_eq!((1000 / vectors.per_matrix(), 1000 % vectors.per_matrix()), (5, 120));
+        let span = vectors.span(1000).unwrap();
+        let element = |at: u64| span.start + at * span.stride;
+        let elements = match layout {
+            Layout::Rows => format!("elements {} to {}", element(0), element(span.len as u64 - 1)),
+            Layout::Columns => format!("elements {}, {}, .. {}", element(0), element(1), element(span.len as u64 - 1)),
+        };
+        let example = format!("tacked as {shape} {words}: {elements}.");
+        assert!(text.contains(&example), "{example}");
+    }
 }
 
 #[test]
