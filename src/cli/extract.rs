@@ -24,8 +24,8 @@ use crate::tensor::{Dtype, TensorName};
 /// The tuned checkpoint must differ from the base in rows (or columns) of feed-forward projections only. Rows that got the
 /// same delta are found by its rounding, and the patch gives every tuned row bit for bit. What a patch cannot express is
 /// refused and listed. A tensor counts as a feed-forward projection if a part of its name between dots is mlp,
-/// feed_forward, ffn, block_sparse_moe, experts, shared_expert, shared_experts, fc1 or fc2, and none is gate, router,
-/// shared_expert_gate or expert_gate. Both checkpoints are only read.
+/// feed_forward, ffn, block_sparse_moe, experts, shared_expert, shared_experts, shared_mlp, fc1 or fc2, and none is gate,
+/// router, shared_expert_gate or expert_gate. Both checkpoints are only read.
 #[derive(clap::Args)]
 pub(super) struct Arguments {
     /// The checkpoint that the patch is for.

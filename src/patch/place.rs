@@ -69,7 +69,7 @@ impl Site {
         let parts: Vec<&str> = tensor.as_str().split('.').collect();
         let after = |word: &str| parts.iter().skip_while(move |part| **part != word).nth(1);
         let named = parts.iter().rev().find(|part| !matches!(**part, "weight" | "bias")).copied().unwrap_or_default();
-        let shared = parts.iter().find(|part| matches!(**part, "shared_expert" | "shared_experts"));
+        let shared = parts.iter().find(|part| matches!(**part, "shared_expert" | "shared_experts" | "shared_mlp"));
         let neurons = if TRANSPOSED.contains(&model_type) { Layout::Columns } else { Layout::Rows };
         let fused = FUSED.contains(&named) && vectors.layout() == neurons && vectors.per_matrix().is_multiple_of(2);
         let halves = if model_type == INTERLEAVED { Halves::InTurn } else { Halves::OneAfterTheOther };
@@ -138,6 +138,7 @@ mod tests {
             ("model.layers.3.mlp.experts.gate_up_proj", Some(3), "gate_up_proj"),
             ("model.layers.3.mlp.experts.12.up_proj.weight", Some(3), "up_proj"),
             ("model.layers.3.mlp.shared_expert.up_proj.weight", Some(3), "shared_expert.up_proj"),
+            ("model.layers.3.shared_mlp.input_linear.weight", Some(3), "shared_mlp.input_linear"),
             ("lm_head.weight", None, "lm_head"),
             ("weight", None, ""),
         ] {

@@ -3,8 +3,18 @@
 use crate::tensor::TensorName;
 
 /// Parts of a name between dots that say "feed-forward block".
-const BLOCKS: [&str; 9] =
-    ["mlp", "feed_forward", "ffn", "block_sparse_moe", "experts", "shared_expert", "shared_experts", "fc1", "fc2"];
+const BLOCKS: [&str; 10] = [
+    "mlp",
+    "feed_forward",
+    "ffn",
+    "block_sparse_moe",
+    "experts",
+    "shared_expert",
+    "shared_experts",
+    "shared_mlp",
+    "fc1",
+    "fc2",
+];
 /// Parts that say "which expert", which is no projection.
 const ROUTERS: [&str; 4] = ["gate", "router", "shared_expert_gate", "expert_gate"];
 
@@ -30,6 +40,8 @@ mod tests {
             "model.layers.0.block_sparse_moe.experts.7.w2.weight",
             "model.layers.0.mlp.experts.gate_up_proj",
             "model.layers.0.mlp.shared_expert.up_proj.weight",
+            "model.layers.0.block_sparse_moe.input_linear.weight",
+            "model.layers.0.shared_mlp.input_linear.weight",
             "model.decoder.layers.0.fc1.weight",
         ] {
             assert!(is(name), "{name}");
@@ -41,6 +53,7 @@ mod tests {
             "model.layers.0.mlp.gate.weight",
             "model.layers.0.block_sparse_moe.gate.weight",
             "model.layers.0.feed_forward.router.weight",
+            "model.layers.0.block_sparse_moe.router.layer.weight",
             "model.layers.0.mlp.shared_expert_gate.weight",
             "model.mlpx.weight",
         ] {
