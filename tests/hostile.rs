@@ -250,8 +250,15 @@ fn the_most_that_is_decoded_for_a_stranger_fits() {
     // A whole patch of 4 rows of 2^20 zeros: everything in it is right, so it is shown.
     let edits = edits_of_zeros(4);
     assert_eq!(write_edits(&edits).unwrap().1.len() as u64, most);
+    fs::write(dir.path().join("p"), unsigned(&edits)).unwrap();
+    let Ran { status, stderr } = nestpatch(dir.path(), &["inspect", "p"]);
+    assert!(status.success(), "{status}: {stderr}");
+}
+
+/// A whole patch of one tensor, its digests borrowed, and nobody's.
+fn unsigned(edits: &Edits) -> Vec<u8> {
     let container = Container::parse(TINY).unwrap();
-    let (sections, payload) = Payload::write(&edits, None, None).unwrap();
+    let (sections, payload) = Payload::write(edits, None, None).unwrap();
     let mut manifest = container.read_manifest().unwrap();
     manifest.content_root = Manifest::compute_content_root(&sections);
     manifest.sections = sections;
@@ -261,9 +268,27 @@ fn the_most_that_is_decoded_for_a_stranger_fits() {
     result.truncate(1);
     (base[0].name, base[0].dtype, base[0].shape) = (edit.tensor().clone(), edit.dtype(), edit.shape().clone());
     result[0].name = edit.tensor().clone();
-    fs::write(dir.path().join("p"), file(&manifest.to_bytes().unwrap(), &payload, false)).unwrap();
-    let Ran { status, stderr } = nestpatch(dir.path(), &["inspect", "p"]);
-    assert!(status.success(), "{status}: {stderr}");
+    file(&manifest.to_bytes().unwrap(), &payload, false)
+}
+
+/// A stack of a million matrices, a row of each touched: taken for one tensor, not for a million experts.
+#[test]
+fn a_million_matrices_are_not_listed() {
+    let (dir, count) = (folder(), 1_040_000);
+    let edit = EditParts {
+        tensor: TensorName::new("model.layers.0.mlp.experts.gate_up_proj").unwrap(),
+        dtype: Dtype::Bf16,
+        shape: Shape::new([count, 2, 1]).unwrap(),
+        layout: Layout::Rows,
+        rows: (0..count as u32).map(|matrix| matrix * 2).collect(),
+        clusters: vec![0; count as usize],
+        deltas: Deltas::new(Dtype::Bf16, 1, vec![1.0]).unwrap(),
+    };
+    fs::write(dir.path().join("p"), unsigned(&Edits::new(vec![Edit::new(edit).unwrap()]).unwrap())).unwrap();
+    for arguments in [&["inspect", "p"][..], &["inspect", "p", "--json"]] {
+        let Ran { status, stderr } = nestpatch(dir.path(), arguments);
+        assert!(status.success(), "{status}: {stderr}");
+    }
 }
 
 fn edits_of_zeros(rows: u32) -> Edits {

@@ -12,6 +12,7 @@ use crate::digest::Sha256;
 use crate::format::Level;
 use crate::patch::Contents;
 use crate::patch::inspect::{EditSummary, Inspection, PartSummary, inspect};
+use crate::patch::place::Part;
 
 /// Show what a patch holds. Checks no signature.
 #[derive(clap::Args)]
@@ -64,7 +65,7 @@ fn text(found: &Inspection) -> String {
     lines.extend(found.not_understood.iter().map(|what| ("UNKNOWN", what.clone())));
     let mut text = format!("{}\n{}", found.name, fields(&lines));
     text += &format!("\nSections\n{}", sections(found));
-    text += &parts(&found.edits);
+    text += &table_of_edits(&found.edits);
     if !found.creation.is_empty() {
         text += &format!("\nCreation, as its maker says\n{}", creation(&Value::Object(found.creation.clone()), "  "));
     }
@@ -99,16 +100,40 @@ fn sections(found: &Inspection) -> String {
     table(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
 }
 
+/// What a line of the table is about: a tensor, or a part of one.
+struct Line<'a> {
+    edit: &'a EditSummary,
+    part: Part,
+    rows: u64,
+    of: u64,
+    norms: Vec<f64>,
+    norm: f64,
+}
+
+fn lines(edit: &EditSummary) -> Vec<Line<'_>> {
+    if edit.parts.is_empty() {
+        let (part, norms) =
+            (Part { expert: edit.expert, half: None }, edit.clusters.iter().map(|one| one.norm).collect());
+        return vec![Line { edit, part, rows: edit.rows, of: edit.of, norms, norm: edit.norm }];
+    }
+    let norm = |cluster: &u32| Some(edit.clusters.get(*cluster as usize)?.norm);
+    let line = |one: &PartSummary| {
+        let norms = one.clusters.iter().filter_map(norm).collect();
+        Line { edit, part: one.part, rows: one.rows, of: one.of, norms, norm: one.norm }
+    };
+    edit.parts.iter().map(line).collect()
+}
+
 /// A line for each part of each tensor, in the order of layers and experts; a column of experts if there are any.
-fn parts(edits: &[EditSummary]) -> String {
+fn table_of_edits(edits: &[EditSummary]) -> String {
     let towers: BTreeSet<Option<&str>> = edits.iter().map(tower).collect();
     let one = towers.first().copied().flatten().filter(|_| towers.len() == 1);
-    let mut lines: Vec<_> = edits.iter().flat_map(|edit| edit.parts.iter().map(move |part| (edit, part))).collect();
-    lines.sort_by_key(|(edit, part)| (tower(edit), edit.layer, part.part.expert));
-    let experts = lines.iter().any(|(_, part)| part.part.expert.is_some());
+    let mut lines: Vec<Line<'_>> = edits.iter().flat_map(lines).collect();
+    lines.sort_by_key(|line| (tower(line.edit), line.edit.layer, line.part.expert));
+    let experts = lines.iter().any(|line| line.part.expert.is_some());
     let head = ["layer", "expert", "projection", "type", "rows", "of", "clusters", "delta norms", "change"];
     let mut rows: Vec<Vec<String>> = vec![head.map(str::to_owned).to_vec()];
-    rows.extend(lines.into_iter().map(|(edit, part)| row(edit, part, one.is_none())));
+    rows.extend(lines.into_iter().map(|line| row(&line, one.is_none())));
     if !experts {
         rows.iter_mut().for_each(|row| drop(row.remove(1)));
     }
@@ -122,9 +147,10 @@ fn tower(edit: &EditSummary) -> Option<&str> {
     edit.tensor.as_str().split_once(&layer).map(|(tower, _)| tower)
 }
 
-fn row(edit: &EditSummary, part: &PartSummary, with_tower: bool) -> Vec<String> {
-    let norms = part.clusters.iter().filter_map(|cluster| Some(edit.clusters.get(*cluster as usize)?.norm));
-    let (low, high) = (norms.clone().fold(f64::INFINITY, f64::min), norms.fold(0.0, f64::max));
+fn row(line: &Line<'_>, with_tower: bool) -> Vec<String> {
+    let Line { edit, part, rows, of, norms, norm } = line;
+    let (low, high) =
+        (norms.iter().fold(f64::INFINITY, |a, b| a.min(*b)), norms.iter().fold(0.0_f64, |a, b| a.max(*b)));
     let layer = match (edit.layer, tower(edit).filter(|_| with_tower)) {
         (None, _) => edit.tensor.to_string(),
         (Some(layer), None) => layer.to_string(),
@@ -132,14 +158,14 @@ fn row(edit: &EditSummary, part: &PartSummary, with_tower: bool) -> Vec<String> 
     };
     vec![
         layer,
-        part.part.expert.map(|expert| expert.to_string()).unwrap_or_default(),
-        part.part.half.map_or_else(|| edit.projection.clone(), |half| format!("{} ({half})", edit.projection)),
+        part.expert.map(|expert| expert.to_string()).unwrap_or_default(),
+        part.half.map_or_else(|| edit.projection.clone(), |half| format!("{} ({half})", edit.projection)),
         edit.dtype.to_string(),
-        part.rows.to_string(),
-        part.of.to_string(),
-        part.clusters.len().to_string(),
-        if part.clusters.len() == 1 { format!("{low:.3}") } else { format!("{low:.3}..{high:.3}") },
-        format!("{:.3}", part.norm),
+        rows.to_string(),
+        of.to_string(),
+        norms.len().to_string(),
+        if norms.len() == 1 { format!("{low:.3}") } else { format!("{low:.3}..{high:.3}") },
+        format!("{norm:.3}"),
     ]
 }
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::Contents;
 use super::inspect::dot;
-use super::place::{Part, Site};
+use super::place::{Part, Site, sites};
 use crate::digest::{Blake3, Sha256};
 use crate::format::Edit;
 use crate::tensor::TensorName;
@@ -107,13 +107,15 @@ pub struct PartDifference {
 /// Compares two patches.
 pub fn diff(a: &Contents, b: &Contents) -> Difference {
     let names: BTreeSet<&TensorName> = a.edits.iter().chain(&b.edits).map(Edit::tensor).collect();
+    let (sites_a, sites_b) = (sites(a), sites(b));
     let mut products = Products::default();
     let mut tensors = Vec::new();
     for name in names {
         let (one, other) = (a.edits.get(name), b.edits.get(name));
         let part = Products::of(one, other);
         products.add(&part);
-        tensors.push(TensorDifference { parts: parts((a, one), (b, other)), ..compare(name, one, other, &part) });
+        let parts = parts(by_part(one, sites_a.get(name)), by_part(other, sites_b.get(name)));
+        tensors.push(TensorDifference { parts, ..compare(name, one, other, &part) });
     }
     let same_content = a.manifest.content_root == b.manifest.content_root;
     let fields = fields(a, b);
@@ -153,8 +155,7 @@ fn compare(name: &TensorName, a: Option<&Edit>, b: Option<&Edit>, products: &Pro
 }
 
 /// Counts rows part by part.
-fn parts((a, one): (&Contents, Option<&Edit>), (b, other): (&Contents, Option<&Edit>)) -> Vec<PartDifference> {
-    let (a, b) = (by_part(a, one), by_part(b, other));
+fn parts(a: Rows, b: Rows) -> Vec<PartDifference> {
     let (none, all) = (BTreeSet::new(), a.keys().chain(b.keys()).collect::<BTreeSet<&Part>>());
     let part = all.into_iter().map(|part| {
         let (a, b) = (a.get(part).unwrap_or(&none), b.get(part).unwrap_or(&none));
@@ -169,12 +170,15 @@ fn parts((a, one): (&Contents, Option<&Edit>), (b, other): (&Contents, Option<&E
     part.collect()
 }
 
-fn by_part(contents: &Contents, edit: Option<&Edit>) -> BTreeMap<Part, BTreeSet<u32>> {
-    let mut parts: BTreeMap<Part, BTreeSet<u32>> = BTreeMap::new();
-    let Some(edit) = edit else { return parts };
-    let site = Site::new(edit.tensor(), edit.vectors(), &contents.manifest.base.architecture.model_type);
-    for row in edit.rows().iter().filter(|_| site.is_divided()) {
-        parts.entry(site.find(u64::from(*row)).0).or_default().insert(*row);
+type Rows = BTreeMap<Part, BTreeSet<u64>>;
+
+/// The rows of an edit by the parts of its tensor, if that has any; numbered within them.
+fn by_part(edit: Option<&Edit>, site: Option<&Site>) -> Rows {
+    let mut parts = Rows::new();
+    let (Some(edit), Some(site)) = (edit, site.filter(|site| site.is_divided())) else { return parts };
+    for row in edit.rows() {
+        let (part, row) = site.find(u64::from(*row));
+        parts.entry(part).or_default().insert(row);
     }
     parts
 }

@@ -1,12 +1,12 @@
 //! Inspect: what a patch says and holds, whoever made it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::Contents;
-use super::place::{Part, Site};
+use super::place::{Part, Site, sites};
 use crate::digest::{Blake3, Sha256};
 use crate::format::manifest::Tool;
 use crate::format::{Edit, Kind, Level, Sketch, Timestamp, Tolerance};
@@ -109,6 +109,8 @@ pub struct EditSummary {
     pub tensor: TensorName,
     /// The layer's number, if the name has one.
     pub layer: Option<u64>,
+    /// The expert's number, if the name has one.
+    pub expert: Option<u64>,
     /// The projection: the name's last part before `weight`, behind that of a shared expert.
     pub projection: String,
     /// Its element type.
@@ -123,7 +125,7 @@ pub struct EditSummary {
     pub of: u64,
     /// Its clusters.
     pub clusters: Vec<ClusterSummary>,
-    /// Its touched rows once more, by expert and half.
+    /// Its touched rows once more, by expert and half, of a tensor that holds more than one.
     pub parts: Vec<PartSummary>,
     /// Frobenius norm of the change to the whole tensor.
     pub norm: f64,
@@ -161,8 +163,8 @@ pub struct ClusterSummary {
 /// Lays a patch open.
 pub fn inspect(contents: &Contents) -> Inspection {
     let manifest = &contents.manifest;
-    let model_type = &manifest.base.architecture.model_type;
-    let edits: Vec<EditSummary> = contents.edits.iter().map(|edit| summary(edit, model_type)).collect();
+    let edits: Vec<EditSummary> =
+        contents.edits.iter().zip(sites(contents).into_values()).map(|(edit, site)| summary(edit, site)).collect();
     Inspection {
         id: contents.id(),
         content_root: manifest.content_root,
@@ -210,8 +212,7 @@ fn sections(contents: &Contents) -> Vec<SectionSummary> {
     section.collect()
 }
 
-fn summary(edit: &Edit, model_type: &str) -> EditSummary {
-    let site = Site::new(edit.tensor(), edit.vectors(), model_type);
+fn summary(edit: &Edit, site: Site) -> EditSummary {
     let norm = |cluster| dot(edit.delta(cluster), edit.delta(cluster)).sqrt();
     let mut clusters: Vec<ClusterSummary> = (0..edit.k() as u32)
         .map(|cluster| ClusterSummary { rows: 0, indices: Vec::new(), norm: norm(cluster) })
@@ -226,6 +227,7 @@ fn summary(edit: &Edit, model_type: &str) -> EditSummary {
     EditSummary {
         tensor: edit.tensor().clone(),
         layer: site.layer,
+        expert: site.expert,
         parts: parts(edit, &site, &clusters),
         projection: site.projection,
         dtype: edit.dtype(),
@@ -240,20 +242,18 @@ fn summary(edit: &Edit, model_type: &str) -> EditSummary {
 
 fn parts(edit: &Edit, site: &Site, clusters: &[ClusterSummary]) -> Vec<PartSummary> {
     let mut members: BTreeMap<Part, (Vec<u32>, Vec<u32>)> = BTreeMap::new();
-    for (row, cluster) in edit.rows().iter().zip(edit.clusters()) {
+    for (row, cluster) in edit.rows().iter().zip(edit.clusters()).filter(|_| site.is_divided()) {
         let (part, row) = site.find(u64::from(*row));
         let (rows, of) = members.entry(part).or_default();
         rows.push(row as u32);
         of.push(*cluster);
     }
     let norm = |cluster: &u32| clusters.get(*cluster as usize).map_or(0.0, |cluster| cluster.norm * cluster.norm);
-    let part = members.into_iter().map(|(part, (indices, members))| PartSummary {
-        part,
-        rows: indices.len() as u64,
-        of: site.part_rows(),
-        indices,
-        norm: members.iter().map(norm).sum::<f64>().sqrt(),
-        clusters: members.into_iter().collect::<BTreeSet<u32>>().into_iter().collect(),
+    let part = members.into_iter().map(|(part, (indices, mut clusters))| {
+        let norm = clusters.iter().map(norm).sum::<f64>().sqrt();
+        clusters.sort_unstable();
+        clusters.dedup();
+        PartSummary { part, rows: indices.len() as u64, of: site.part_rows(), indices, clusters, norm }
     });
     part.collect()
 }

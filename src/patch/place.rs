@@ -1,11 +1,14 @@
 //! Where a row is in a model, as far as the names and shapes tell that families give their feed-forward tensors: in which
 //! layer and expert, and in which half of two projections that are stored as one. For people; nothing is decided by it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
 
-use crate::format::{Layout, Vectors};
+use super::Contents;
+use crate::format::limits::MAX_EDITS;
+use crate::format::{Edit, Layout, Vectors};
 use crate::tensor::TensorName;
 
 /// Projections that hold gate and up in one matrix.
@@ -14,6 +17,8 @@ const FUSED: [&str; 2] = ["gate_up_proj", "input_linear"];
 const TRANSPOSED: [&str; 3] = ["gpt_oss", "llama4", "llama4_text"];
 /// Families in which gate and up take turns; in all others all of gate comes first.
 const INTERLEAVED: &str = "gpt_oss";
+/// Parts that a patch is shown by: as many as it may have tensors, so that a stranger's stack of a million matrices is not.
+const MAX_PARTS: usize = MAX_EDITS;
 
 /// Half of a matrix that holds two projections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -50,10 +55,21 @@ pub struct Site {
     pub layer: Option<u64>,
     /// The name's last part before `weight`, behind that of a shared expert.
     pub projection: String,
-    expert: Option<u64>,
+    /// The expert's number, if the name has one.
+    pub expert: Option<u64>,
     stacked: bool,
     per_matrix: u64,
+    rows: u64,
     halves: Option<Halves>,
+}
+
+/// The sites of a patch's tensors. Where their parts are more than anyone reads, each is one part.
+pub fn sites(contents: &Contents) -> BTreeMap<&TensorName, Site> {
+    let model_type = &contents.manifest.base.architecture.model_type;
+    let site = |edit: &Edit| Site::new(edit.tensor(), edit.vectors(), model_type);
+    let parts: usize = contents.edits.iter().map(|edit| site(edit).parts_at_most(edit.rows())).sum();
+    let shown = |site: Site| if parts > MAX_PARTS { site.undivided() } else { site };
+    contents.edits.iter().map(|edit| (edit.tensor(), shown(site(edit)))).collect()
 }
 
 /// How two projections share a matrix.
@@ -79,8 +95,21 @@ impl Site {
             expert: after("experts").and_then(|part| part.parse().ok()),
             stacked: vectors.matrices() > 1,
             per_matrix: vectors.per_matrix(),
+            rows: vectors.count(),
             halves: fused.then_some(halves),
         }
+    }
+
+    /// The same, all of the tensor taken for one part.
+    fn undivided(self) -> Self {
+        Self { stacked: false, halves: None, per_matrix: self.rows, ..self }
+    }
+
+    /// In how many parts rows may be that ascend.
+    fn parts_at_most(&self, rows: &[u32]) -> usize {
+        let matrix = |row: &u32| u64::from(*row) / self.per_matrix;
+        let seams = rows.iter().zip(rows.iter().skip(1)).filter(|(one, other)| matrix(one) != matrix(other)).count();
+        (seams + 1) * if self.halves.is_some() { 2 } else { 1 }
     }
 
     /// Whether the tensor has more than one part.
