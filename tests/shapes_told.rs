@@ -15,7 +15,7 @@ use nestpatch::checkpoint::Checkpoint;
 use nestpatch::format::Layout;
 use nestpatch::patch::assemble::{About, assemble};
 use nestpatch::tensor::TensorName;
-use safetensors::Dtype;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use sites::{Case, Site, case, cases, edits, write};
 
@@ -232,4 +232,50 @@ fn put(dir: &Path, name: &str, dtype: Dtype, shape: &[usize]) {
     let bytes = vec![1; shape.iter().product::<usize>() * dtype.bitsize() / 8];
     let tensor = common::Tensor { dtype, shape: shape.to_vec(), bytes };
     common::write_shard(&dir.join("model-00001-of-00002.safetensors"), &[(name.to_owned(), tensor)].into());
+}
+
+/// The same model saved under other names is another base; but it is said that its rows are there, and where, without the
+/// patch and with it. By their bytes: a like name with other bytes is none.
+#[test]
+fn a_base_under_other_names_is_recognised() {
+    let (root, old, new) = (folder(), "language_model.model", "model.language_model");
+    let (dir, base) = (root.path(), root.path().join("base"));
+    let site = |name: &str| Site {
+        tensor: format!("{old}.layers.{name}_proj.weight"),
+        shape: vec![6, 4],
+        layout: Layout::Rows,
+        rows: vec![1, 4],
+    };
+    let sites: Vec<Site> = ["0.mlp.gate", "0.mlp.up", "1.mlp.gate", "1.mlp.up"].map(site).into();
+    write(&base, &Case { name: "renamed", model_type: "llava", sites: sites.clone(), others: vec![] }, Dtype::BF16);
+    fs::write(dir.join("p.nestpatch"), common::patch_of(&base, 1, &edits(&base, &sites, 3))).unwrap();
+    common::public_key(&dir.join("key.pub"));
+    let said = |name: &str| {
+        let name = format!("layers.{name}_proj.weight");
+        format!("{old}.{name}: not in the checkpoint, which has its rows as {new}.{name}")
+    };
+    let apply = ["apply", "p.nestpatch", "other", "--in-place", "--key", "key.pub"];
+    for _ in ["without the patch", "with it"] {
+        rename(&base, &dir.join("other"), old, new);
+        let words = [said("0.mlp.gate"), said("0.mlp.up"), said("1.mlp.gate"), "saved in another layout".to_owned()];
+        fails(dir, &apply, 5, &words.each_ref().map(String::as_str));
+        let verified = run(dir, &["verify", "p.nestpatch", "--key", "key.pub", "--checkpoint", "other"]);
+        assert!(verified.code == Some(5) && verified.stdout.contains(&said("0.mlp.up")), "{verified:?}");
+        run(dir, &["apply", "p.nestpatch", "base", "--in-place", "--key", "key.pub"]);
+    }
+    flip(&dir.join("other"), &format!("{new}.layers.0.mlp.up_proj.weight"), &[4]);
+    let other = fails(dir, &apply, 5, &[&said("0.mlp.gate"), &said("1.mlp.gate")]);
+    assert!(!other.stderr.contains(&said("0.mlp.up")), "{other:?}");
+}
+
+/// Writes the tensors of one folder to another, under other names.
+fn rename(from: &Path, to: &Path, old: &str, new: &str) {
+    let bytes = fs::read(from.join("model-00001-of-00002.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let renamed = tensors.iter().map(|(name, view)| {
+        let (dtype, shape, bytes) = (view.dtype(), view.shape().to_vec(), view.data().to_vec());
+        (name.replace(old, new), common::Tensor { dtype, shape, bytes })
+    });
+    common::checkpoint_of(to, &[("model.safetensors".to_owned(), renamed.collect())].into());
+    fs::remove_file(to.join("model.safetensors.index.json")).unwrap();
 }

@@ -230,7 +230,7 @@ fn weights_that_are_no_numbers_and_tensors_that_are_others_have_no_distance() {
     assert!(
         matches!(
             &found[..],
-            [(a, MismatchKind::Dtype { .. }), (b, MismatchKind::Missing), (c, MismatchKind::Shape { .. })]
+            [(a, MismatchKind::Dtype { .. }), (b, MismatchKind::Missing { .. }), (c, MismatchKind::Shape { .. })]
                 if *a == down && *b == gate && *c == up
         ),
         "{found:?}"

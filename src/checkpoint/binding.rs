@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::mismatch::{BindError, Mismatch, MismatchKind, Side};
+use super::renamed::find_renamed;
 use super::{Checkpoint, Progress, TensorInfo, Vector, in_parallel};
 use crate::digest::Blake3;
 use crate::format::binding::{RowsHasher, TensorHasher, architecture_value};
@@ -167,11 +168,13 @@ pub fn compare<'c>(
     depth: Depth,
     progress: &dyn Progress,
 ) -> Result<Vec<&'c TensorInfo>, BindError> {
-    let tensors = find_touched(checkpoint, edits, side)?;
+    let both = [sides.of(side), sides.of(side.other())];
+    let tensors =
+        find_touched(checkpoint, edits, side).map_err(|error| find_renamed(error, checkpoint, edits, both))?;
     let bytes = |tensor: &&TensorInfo| if depth == Depth::Tensors { tensor.length } else { 0 };
     progress.stage(&format!("checking the {side}"), tensors.iter().map(bytes).sum());
-    let (here, there) = (sides.of(side).iter(), sides.of(side.other()));
-    let pairs: Vec<_> = tensors.iter().zip(edits).zip(here.zip(there)).collect();
+    let [here, there] = both;
+    let pairs: Vec<_> = tensors.iter().zip(edits).zip(here.iter().zip(there)).collect();
     let found = in_parallel(&pairs, |((tensor, edit), (here, there))| {
         let whole = here.whole.filter(|_| depth == Depth::Tensors);
         checkpoint.difference(tensor, edit, side, (Digests { whole, ..**here }, there), progress)
@@ -255,7 +258,7 @@ pub fn find_touched<'c>(
     let (mut found, mut mismatches) = (Vec::new(), Vec::new());
     for edit in edits {
         let kind = match checkpoint.tensor(edit.tensor()) {
-            Err(_) => MismatchKind::Missing,
+            Err(_) => MismatchKind::Missing { renamed: None },
             Ok(tensor) if tensor.dtype.editable() != Some(edit.dtype()) => {
                 MismatchKind::Dtype { expected: edit.dtype(), found: tensor.dtype }
             }

@@ -77,7 +77,10 @@ pub struct Mismatch {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MismatchKind {
     /// The checkpoint has none of that name.
-    Missing,
+    Missing {
+        /// The name under which it has its touched rows, before or after the patch.
+        renamed: Option<TensorName>,
+    },
     /// Another element type.
     Dtype {
         /// That of the manifest.
@@ -123,7 +126,10 @@ impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.tensor)?;
         match &self.kind {
-            MismatchKind::Missing => f.write_str("not in the checkpoint"),
+            MismatchKind::Missing { renamed: None } => f.write_str("not in the checkpoint"),
+            MismatchKind::Missing { renamed: Some(name) } => {
+                write!(f, "not in the checkpoint, which has its rows as {name}")
+            }
             MismatchKind::Dtype { expected, found } => write!(f, "expected element type {expected}, found {found}"),
             MismatchKind::Shape { expected, found } => write!(f, "expected shape {expected}, found {found}"),
             MismatchKind::Rows { expected, found, other_side, edited } => {

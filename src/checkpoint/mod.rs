@@ -18,6 +18,7 @@ mod layout;
 mod lock;
 mod mismatch;
 mod progress;
+mod renamed;
 mod rows;
 mod shard;
 mod staged;

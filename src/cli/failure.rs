@@ -332,6 +332,10 @@ fn hint_of_mismatch(kind: &MismatchKind, side: Side) -> Option<&'static str> {
             "if it is a fine-tuned child of the base, --level descendant may take it; `nestpatch inspect PATCH` names \
              the base",
         ),
+        MismatchKind::Missing { renamed: Some(_) } => Some(
+            "the checkpoint is saved in another layout, with other names: save it as the patch's base is, or ask the \
+             publisher for a patch of this layout",
+        ),
         _ => Some("`nestpatch inspect PATCH` names the base it was made for"),
     }
 }
