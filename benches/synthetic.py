@@ -1,4 +1,4 @@
-"""Synthetic checkpoints for benches/peers.py: seeded, of a real model's shape, from the standard library alone.
+"""Synthetic checkpoints for benches/peers.py and benches/memory.py: seeded, of a real model's shape, from the standard library alone.
 
 Weights are random bits under a table of exponents: spread roughly like a normal distribution, and as good as
 incompressible, so that a program that makes patches finds in them what it finds in trained ones. An edit adds one
@@ -17,7 +17,9 @@ from pathlib import Path
 SHAPES = {
     # Llama-3.2-1B: 2.47 GB in three shards.
     "1b": dict(layers=16, hidden=2048, ffn=8192, heads=32, kv=8, vocab=128256, neurons=50, clusters=10),
-    # The same in 20 MB, for a quick try.
+    # Llama-3.1-8B: 16.06 GB in three shards, the head a tensor of its own.
+    "8b": dict(layers=32, hidden=4096, ffn=14336, heads=32, kv=8, vocab=128256, neurons=50, clusters=10, untied=True),
+    # The first in 20 MB, for a quick try.
     "small": dict(layers=8, hidden=256, ffn=1024, heads=8, kv=2, vocab=8192, neurons=8, clusters=3),
 }
 SHARDS = 3
@@ -43,6 +45,8 @@ def tensors(shape):
         yield at + "self_attn.q_proj.weight", (hidden, hidden), 0.02
         yield at + "self_attn.v_proj.weight", (kv, hidden), 0.02
     yield "model.norm.weight", (hidden,), None
+    if shape.get("untied"):
+        yield "lm_head.weight", (shape["vocab"], hidden), 0.02
 
 
 def config(shape):
@@ -52,7 +56,7 @@ def config(shape):
         "intermediate_size": shape["ffn"], "max_position_embeddings": 131072, "mlp_bias": False,
         "model_type": "llama", "num_attention_heads": shape["heads"], "num_hidden_layers": shape["layers"],
         "num_key_value_heads": shape["kv"], "rms_norm_eps": 1e-05, "rope_theta": 500000.0,
-        "tie_word_embeddings": True, "torch_dtype": "bfloat16", "vocab_size": shape["vocab"],
+        "tie_word_embeddings": not shape.get("untied"), "torch_dtype": "bfloat16", "vocab_size": shape["vocab"],
     }
 
 

@@ -189,7 +189,7 @@ fn deltas(decoder: &Decoder, reference: &Tensors, name: &str) -> SharedDeltas {
         members.sort_unstable();
         // A neuron may be in two clusters of the reference only if its deltas add; here none is.
         assert!(members.windows(2).all(|pair| pair[0].0 < pair[1].0));
-        for (part, projection) in Projection::ALL.into_iter().enumerate() {
+        for (part, projection) in Projection::HALVES.into_iter().enumerate() {
             let (rows, of) = members.iter().copied().unzip();
             let mut deltas = SiteDeltas::zero(rows, of, clusters.len(), hidden);
             for (into, (cluster, _)) in deltas.values_mut().chunks_exact_mut(hidden).zip(clusters) {
@@ -208,7 +208,7 @@ fn flat(decoder: &Decoder, reference: &Tensors, deltas: &SharedDeltas) -> Vec<f3
     let count = reference.shape("grad.zero.delta")[1];
     let mut flat = vec![f32::NAN; 2 * count * hidden];
     for (layer, clusters) in clusters(decoder, reference).iter().enumerate() {
-        for (part, projection) in Projection::ALL.into_iter().enumerate() {
+        for (part, projection) in Projection::HALVES.into_iter().enumerate() {
             let site = deltas.get(Site { layer, projection }).unwrap();
             for (from, (cluster, _)) in site.values().chunks_exact(hidden).zip(clusters) {
                 let into = (part * count + cluster) * hidden;

@@ -12,6 +12,7 @@ use super::output::{Output, bytes, count, fields, warn};
 use super::passphrase::SigningKey;
 use super::progress::Bars;
 use crate::checkpoint::{Checkpoint, read_bounded, write_new};
+use crate::decoder::Fused;
 use crate::digest::Sha256;
 use crate::nest::{ClusterMode, DEFAULT_PRESET, Inputs, NestError, Options, PRESETS, Preset, Report, TemplateSource};
 use crate::patch::Contents;
@@ -95,6 +96,10 @@ struct Method {
     /// Seed of every random choice.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    /// What counts as a site where gate and up are one tensor, as in Phi: each half, or the tensor as one, as the paper
+    /// seems to have it.
+    #[arg(long, value_name = "SITES", value_enum, default_value_t = FusedSites::Halves)]
+    fused: FusedSites,
     /// Keep rows whose probe weight exceeds the site's mean by this many standard deviations.
     #[arg(long, value_name = "Z")]
     threshold: Option<f64>,
@@ -116,6 +121,22 @@ struct Method {
     /// The type that deltas are stored in: BF16, F16 or F32 [default: the checkpoint's own].
     #[arg(long, value_name = "TYPE")]
     delta_type: Option<Dtype>,
+}
+
+/// [`Fused`], as the command line has it.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum FusedSites {
+    Halves,
+    One,
+}
+
+impl From<FusedSites> for Fused {
+    fn from(sites: FusedSites) -> Self {
+        match sites {
+            FusedSites::Halves => Self::Halves,
+            FusedSites::One => Self::One,
+        }
+    }
 }
 
 /// A number of bytes with a unit.
@@ -214,6 +235,7 @@ impl Method {
     fn options(&self, refusals: Option<&Path>) -> Result<Options, Failure> {
         let mut options = Preset::find(&self.preset)?.options().with_seed(self.seed);
         let set = |option: &mut f64, given: Option<f64>| *option = given.unwrap_or(*option);
+        options.fused = self.fused.into();
         set(&mut options.neurons.threshold, self.threshold);
         set(&mut options.tune.rate, self.rate);
         set(&mut options.tune.benign_weight, self.benign_weight);

@@ -5,16 +5,17 @@ use candle_core::{Result, Tensor};
 use super::attention::Spans;
 use super::batch::Batch;
 use super::layer::{Pass, select};
+use super::rope::Rope;
 use super::storage::{View, matrix};
 use super::{Decoder, DecoderError};
 
-/// Keys and values of every layer for some sequences, as the projections left them: neither normalised nor turned, so
-/// that positions may be stretched by a length that is not known yet.
+/// Keys and values of every layer for some sequences, as the projections left them: neither normalised nor turned.
 ///
 /// Memory: `2 * layers * kv_heads * head_dim` f32 a token.
 #[derive(Debug, Clone, Default)]
 pub struct Cache {
-    lengths: Vec<usize>,
+    /// What was read of each sequence.
+    tokens: Vec<Vec<u32>>,
     /// Layer by layer, sequence by sequence.
     layers: Vec<Vec<Past>>,
 }
@@ -28,24 +29,44 @@ pub(super) struct Past {
 impl Cache {
     /// The number of sequences.
     pub fn len(&self) -> usize {
-        self.lengths.len()
+        self.tokens.len()
     }
 
     /// Whether no sequence is left.
     pub fn is_empty(&self) -> bool {
-        self.lengths.is_empty()
+        self.tokens.is_empty()
     }
 
     /// Adds the sequences of another cache behind one's own.
     pub fn append(&mut self, other: Self) {
-        self.lengths.extend(other.lengths);
+        self.tokens.extend(other.tokens);
         self.layers.resize_with(self.layers.len().max(other.layers.len()), Vec::new);
         self.layers.iter_mut().zip(other.layers).for_each(|(own, more)| own.extend(more));
     }
 
+    /// Adds tokens to every sequence and says what is to run: those, or the whole sequence where its positions turn
+    /// otherwise now that it is longer, and what was kept of it is forgotten.
+    fn grow(&mut self, more: &Batch, ropes: &[Rope]) -> std::result::Result<Batch, DecoderError> {
+        let mut pieces = Vec::with_capacity(self.tokens.len());
+        for (place, (tokens, rows)) in self.tokens.iter_mut().zip(more.rows()).enumerate() {
+            let (before, piece) = (tokens.len(), more.tokens().get(rows).unwrap_or_default());
+            tokens.extend_from_slice(piece);
+            if before > 0 && ropes.iter().any(|rope| rope.turns_otherwise(before, tokens.len())) {
+                self.layers
+                    .iter_mut()
+                    .filter_map(|layer| layer.get_mut(place))
+                    .for_each(|past| *past = Past::default());
+                pieces.push(tokens.clone());
+            } else {
+                pieces.push(piece.to_vec());
+            }
+        }
+        Batch::new(pieces)
+    }
+
     /// Drops the sequences that `keep` does not name, by their place.
     pub fn retain(&mut self, keep: impl Fn(usize) -> bool) {
-        retain(&mut self.lengths, &keep);
+        retain(&mut self.tokens, &keep);
         self.layers.iter_mut().for_each(|layer| retain(layer, &keep));
     }
 }
@@ -67,38 +88,42 @@ impl Decoder<'_> {
     /// A token outside the vocabulary, a sequence longer than the network allows, another number of sequences.
     pub fn extend(&self, cache: &mut Cache, more: &Batch) -> std::result::Result<Tensor, DecoderError> {
         if cache.is_empty() {
-            cache.lengths = vec![0; more.len()];
+            cache.tokens = vec![Vec::new(); more.len()];
             cache.layers = vec![vec![Past::default(); more.len()]; self.layers.len()];
         }
         if cache.len() != more.len() {
             let (expected, found) = (format!("{} sequences", cache.len()), more.len().to_string());
             return Err(DecoderError::Batch { sequence: more.len(), expected, found });
         }
-        let lengths: Vec<usize> = cache.lengths.iter().zip(more.rows()).map(|(past, rows)| past + rows.len()).collect();
+        let lengths: Vec<usize> =
+            cache.tokens.iter().zip(more.rows()).map(|(past, rows)| past.len() + rows.len()).collect();
         self.check_lengths(&lengths)?;
-        let spans = growing(&cache.lengths, &lengths);
+        let mut x = self.embed(more)?;
+        let run = cache.grow(more, &self.config.ropes)?;
+        if run.tokens().len() != more.tokens().len() {
+            x = self.embed(&run)?;
+        }
+        let spans = growing(&run, &lengths);
         let ropes = self.ropes(&lengths);
         let pass = Pass { ropes: &ropes, deltas: None };
-        let last_rows: Vec<usize> = more.rows().map(|rows| rows.end - 1).collect();
-        let mut x = self.embed(more)?;
+        let last_rows: Vec<usize> = run.rows().map(|rows| rows.end - 1).collect();
         for (index, (layer, past)) in self.layers.iter().zip(&mut cache.layers).enumerate() {
-            let mut middle = layer.attend_cached(&x, (past, more), &spans, pass)?;
+            let mut middle = layer.attend_cached(&x, (past, &run), &spans, pass)?;
             if index + 1 == self.layers.len() {
                 middle = select(&middle, &last_rows)?;
             }
             (x, _) = layer.feed(&middle, pass)?;
         }
-        cache.lengths = lengths;
         self.head.logits(&x)
     }
 }
 
-/// Sequences one behind the other, whose last tokens ask.
-fn growing(past: &[usize], lengths: &[usize]) -> Spans {
+/// Sequences of so many tokens one behind the other, whose last tokens, those of `run`, ask.
+fn growing(run: &Batch, lengths: &[usize]) -> Spans {
     let (mut sequences, mut rows, mut start) = (Vec::new(), Vec::new(), 0);
-    for (past, length) in past.iter().zip(lengths) {
+    for (asking, length) in run.rows().zip(lengths) {
         sequences.push(start..start + length);
-        rows.extend(start + past..start + length);
+        rows.extend(start + length - asking.len()..start + length);
         start += length;
     }
     Spans::new(sequences.into_iter(), rows)

@@ -197,14 +197,20 @@ impl Config {
             let (expected, found) = (format!("a layer below {}", self.layers.len()), site.layer.to_string());
             return Err(DecoderError::Deltas { site, expected, found });
         }
-        let (leaf, part) = self.names.site(site.projection);
+        let Some((leaf, first)) = self.names.site(site.projection) else {
+            let found = format!("gate and up in two, as {} has them", self.architecture);
+            return Err(DecoderError::Deltas { site, expected: "a network with both in one tensor".to_owned(), found });
+        };
         let name = self.names.layer(site.layer, &format!("{leaf}.weight"))?;
-        Ok(SiteTensor { name, first: part * self.feed_forward, rows: self.feed_forward })
+        Ok(SiteTensor { name, first: first * self.feed_forward, rows: self.width(site.projection) })
     }
 
-    /// Sites of a layer.
-    pub fn sites_per_layer(&self) -> usize {
-        Projection::ALL.len()
+    /// Neurons of a site.
+    pub fn width(&self, projection: Projection) -> usize {
+        match projection {
+            Projection::Gate | Projection::Up => self.feed_forward,
+            Projection::GateUp => 2 * self.feed_forward,
+        }
     }
 
     /// Bytes that a pass of [`PASS_TOKENS`] tokens and its way back need at most, traces and weights aside.
@@ -221,8 +227,8 @@ impl Config {
         8 * (self.layers.len() * self.attention.kv_width() * length) as u64
     }
 
-    /// All sites, layer by layer, gate before up.
+    /// All sites, layer by layer, gate before up, fused tensors in halves.
     pub fn sites(&self) -> impl Iterator<Item = Site> + use<> {
-        (0..self.layers.len()).flat_map(|layer| Projection::ALL.map(|projection| Site { layer, projection }))
+        (0..self.layers.len()).flat_map(|layer| Projection::HALVES.map(|projection| Site { layer, projection }))
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Config, DecoderError, Site};
+use super::{Config, DecoderError, Projection, Site};
 
 /// The rows of one site that move together, and how far each cluster of them has moved.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,8 +48,18 @@ impl SiteDeltas {
         &mut self.values
     }
 
-    fn check(&self, config: &Config) -> Result<(), (String, String)> {
-        let width = config.feed_forward as u32;
+    /// The rows from `first` on that lie within `width`, and their clusters.
+    pub(super) fn part(&self, first: u32, width: u32) -> Part<'_> {
+        let place = |row: u32| self.rows.partition_point(|other| *other < row);
+        let span = place(first)..place(first.saturating_add(width));
+        Part {
+            first,
+            rows: self.rows.get(span.clone()).unwrap_or_default(),
+            clusters: self.clusters.get(span).unwrap_or_default(),
+        }
+    }
+
+    fn check(&self, width: u32, config: &Config) -> Result<(), (String, String)> {
         if self.rows.is_empty() || self.rows.windows(2).any(|pair| matches!(pair, [a, b] if a >= b)) {
             return Err(("ascending rows, at least one".to_owned(), format!("{:?}", self.rows)));
         }
@@ -69,6 +79,15 @@ impl SiteDeltas {
     }
 }
 
+/// Rows of a site's deltas that lie in one projection.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Part<'a> {
+    /// The site's row that is the projection's first.
+    pub(super) first: u32,
+    pub(super) rows: &'a [u32],
+    pub(super) clusters: &'a [u32],
+}
+
 /// Shared deltas of several sites; the same type carries their gradient.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct SharedDeltas {
@@ -82,12 +101,22 @@ impl SharedDeltas {
     /// A site, row or cluster out of range, rows not ascending, values of another size.
     pub fn new(config: &Config, sites: BTreeMap<Site, SiteDeltas>) -> Result<Self, DecoderError> {
         for (site, deltas) in &sites {
-            let layers = config.layers.len();
-            if site.layer >= layers {
-                let (expected, found) = (format!("a layer below {layers}"), site.layer.to_string());
-                return Err(DecoderError::Deltas { site: *site, expected, found });
+            config.site_tensor(*site)?;
+            if site.projection == Projection::GateUp
+                && let Some(half) = Projection::HALVES
+                    .map(|half| Site::new(site.layer, half))
+                    .iter()
+                    .find(|half| sites.contains_key(half))
+            {
+                let expected = "a site of its own, since its tensor is one site".to_owned();
+                return Err(DecoderError::Deltas { site: *half, expected, found: site.to_string() });
             }
-            deltas.check(config).map_err(|(expected, found)| DecoderError::Deltas { site: *site, expected, found })?;
+            let width = config.width(site.projection) as u32;
+            deltas.check(width, config).map_err(|(expected, found)| DecoderError::Deltas {
+                site: *site,
+                expected,
+                found,
+            })?;
         }
         Ok(Self { sites })
     }
@@ -95,6 +124,16 @@ impl SharedDeltas {
     /// The deltas of a site.
     pub fn get(&self, site: Site) -> Option<&SiteDeltas> {
         self.sites.get(&site)
+    }
+
+    /// The deltas that a half of a layer's feed-forward part takes, be they of the half or of both, and which rows of them.
+    pub(super) fn half(&self, site: Site, width: usize) -> Option<(&SiteDeltas, Part<'_>)> {
+        let width = width as u32;
+        if let Some(own) = self.get(site) {
+            return Some((own, own.part(0, width)));
+        }
+        let both = self.get(Site::new(site.layer, Projection::GateUp))?;
+        Some((both, both.part(if site.projection == Projection::Up { width } else { 0 }, width)))
     }
 
     /// The deltas of a site, for an optimiser.

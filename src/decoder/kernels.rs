@@ -9,6 +9,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::deltas::Part;
 use super::head::Goal;
 
 /// Elements below which a thread is not worth waking.
@@ -253,11 +254,11 @@ pub(super) fn select_rows(matrix: &[f32], rows: &[usize], width: usize) -> Vec<f
     chosen.flatten().copied().collect()
 }
 
-/// Adds to the columns of `y` that `rows` names the column of `shared` that `clusters` names: y += M shared.
-pub(super) fn spread(y: &mut [f32], width: usize, shared: &[f32], count: usize, rows: &[u32], clusters: &[u32]) {
+/// Adds to the columns of `y` that are rows of a site the column of `shared` that is their cluster's: y += M shared.
+pub(super) fn spread(y: &mut [f32], width: usize, shared: &[f32], count: usize, part: Part<'_>) {
     for (y, shared) in y.chunks_exact_mut(width).zip(shared.chunks_exact(count)) {
-        for (row, cluster) in rows.iter().zip(clusters) {
-            if let (Some(y), Some(value)) = (y.get_mut(*row as usize), shared.get(*cluster as usize)) {
+        for (row, cluster) in part.rows.iter().zip(part.clusters) {
+            if let (Some(y), Some(value)) = (y.get_mut((row - part.first) as usize), shared.get(*cluster as usize)) {
                 *y += value;
             }
         }
@@ -265,11 +266,11 @@ pub(super) fn spread(y: &mut [f32], width: usize, shared: &[f32], count: usize, 
 }
 
 /// The transpose of [`spread`]: sums the columns of `grad` that belong to each cluster.
-pub(super) fn gather(grad: &[f32], width: usize, count: usize, rows: &[u32], clusters: &[u32]) -> Vec<f32> {
+pub(super) fn gather(grad: &[f32], width: usize, count: usize, part: Part<'_>) -> Vec<f32> {
     let mut sums = vec![0.0; grad.len() / width.max(1) * count];
     for (sums, grad) in sums.chunks_exact_mut(count).zip(grad.chunks_exact(width)) {
-        for (row, cluster) in rows.iter().zip(clusters) {
-            if let (Some(sum), Some(value)) = (sums.get_mut(*cluster as usize), grad.get(*row as usize)) {
+        for (row, cluster) in part.rows.iter().zip(part.clusters) {
+            if let (Some(sum), Some(value)) = (sums.get_mut(*cluster as usize), grad.get((row - part.first) as usize)) {
                 *sum += value;
             }
         }

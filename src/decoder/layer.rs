@@ -10,7 +10,7 @@ use super::attention::{Attention, Inputs, Spans};
 use super::batch::Batch;
 use super::cache::{Past, remember};
 use super::config::Activation;
-use super::deltas::{SharedDeltas, SiteDeltas};
+use super::deltas::{Part, SharedDeltas, SiteDeltas};
 use super::error::Result;
 use super::kernels;
 use super::linear::FrozenLinear;
@@ -30,8 +30,9 @@ pub(super) struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    fn deltas(&self, layer: usize, projection: Projection) -> Option<&'a SiteDeltas> {
-        self.deltas.and_then(|deltas| deltas.get(Site { layer, projection }))
+    /// The deltas that a half of a layer's feed-forward part takes.
+    fn half(&self, layer: usize, projection: Projection, width: usize) -> Option<(&'a SiteDeltas, Part<'a>)> {
+        self.deltas.and_then(|deltas| deltas.half(Site { layer, projection }, width))
     }
 }
 
@@ -71,8 +72,8 @@ fn bytes(tensor: &Tensor) -> usize {
     tensor.elem_count() * size_of::<f32>()
 }
 
-/// Gradients of a layer's shared deltas, gate and up.
-pub(super) type SiteGrads = [Option<Vec<f32>>; 2];
+/// Gradients of a layer's shared deltas, site by site.
+pub(super) type SiteGrads = Vec<(Projection, Vec<f32>)>;
 
 /// A layer of the network, weights frozen.
 #[derive(Debug)]
@@ -220,8 +221,8 @@ impl<'w> Layer<'w> {
     pub(super) fn trace_sites(&self, x: &Tensor, pass: Pass<'_>) -> Result<FeedTrace> {
         let normed = self.feed_norm.forward(x)?;
         Ok(FeedTrace {
-            gate: self.gate.forward_shared(&normed, pass.deltas(self.index, Projection::Gate))?,
-            up: self.up.forward_shared(&normed, pass.deltas(self.index, Projection::Up))?,
+            gate: self.gate.forward_shared(&normed, pass.half(self.index, Projection::Gate, self.gate.outputs()))?,
+            up: self.up.forward_shared(&normed, pass.half(self.index, Projection::Up, self.up.outputs()))?,
             out: None,
         })
     }
@@ -288,16 +289,18 @@ impl<'w> Layer<'w> {
         into: Option<&Tensor>,
         pass: Pass<'_>,
     ) -> Result<SiteGrads> {
-        let deltas = Projection::ALL.map(|projection| pass.deltas(self.index, projection));
-        if deltas.iter().all(Option::is_none) {
-            return Ok([None, None]);
+        let sites = [Projection::Gate, Projection::Up, Projection::GateUp].map(|projection| {
+            let deltas = pass.deltas.and_then(|deltas| deltas.get(Site::new(self.index, projection)));
+            deltas.map(|deltas| (projection, deltas))
+        });
+        if sites.iter().all(Option::is_none) {
+            return Ok(Vec::new());
         }
         let normed = self.feed_norm.forward(x)?;
-        let [gate_deltas, up_deltas] = deltas;
-        Ok([
-            gate_deltas.map(|deltas| deltas.grads(gate, &normed, into)).transpose()?,
-            up_deltas.map(|deltas| deltas.grads(up, &normed, into)).transpose()?,
-        ])
+        let grads = sites.into_iter().flatten().map(|(projection, deltas)| {
+            Ok((projection, deltas.grads(&deltas.sums(projection, gate, up)?, &normed, into)?))
+        });
+        grads.collect()
     }
 }
 

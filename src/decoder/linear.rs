@@ -2,7 +2,8 @@
 
 use candle_core::Tensor;
 
-use super::deltas::SiteDeltas;
+use super::Projection;
+use super::deltas::{Part, SiteDeltas};
 use super::error::Result;
 use super::kernels;
 use super::matrix::Matrix;
@@ -34,13 +35,13 @@ impl<'w> FrozenLinear<'w> {
     }
 
     /// [`Self::forward`] with the side path of shared deltas: `x W^T + b + M (U x)`.
-    pub(super) fn forward_shared(&self, x: &Tensor, deltas: Option<&SiteDeltas>) -> Result<Tensor> {
+    pub(super) fn forward_shared(&self, x: &Tensor, side: Option<(&SiteDeltas, Part<'_>)>) -> Result<Tensor> {
         let y = self.forward(x)?;
-        if let Some(deltas) = deltas {
+        if let Some((deltas, part)) = side {
             let shared = x.matmul(&deltas.matrix()?.t()?)?;
             let shared = View::of(&shared)?;
             let (shared, count) = (shared.values()?, deltas.count());
-            update(&y, |y| kernels::spread(y, self.weight.rows(), shared, count, deltas.rows(), deltas.clusters()))?;
+            update(&y, |y| kernels::spread(y, self.weight.rows(), shared, count, part))?;
         }
         Ok(y)
     }
@@ -98,13 +99,29 @@ impl SiteDeltas {
         Ok(matrix(self.values().to_vec(), self.values().len() / self.count().max(1))?)
     }
 
-    /// Given the gradient `g` with respect to the site's output: that with respect to U, `(g M)^T x`, and, added to
-    /// `into` where there is one, the side path's part of the gradient with respect to `x`, `(g M) U`.
-    pub(super) fn grads(&self, grad: &Tensor, x: &Tensor, into: Option<&Tensor>) -> Result<Vec<f32>> {
-        let width = grad.dim(1)?;
-        let values = View::of(grad)?;
-        let sums = kernels::gather(values.values()?, width, self.count(), self.rows(), self.clusters());
-        let sums = matrix(sums, self.count())?;
+    /// Given the gradients with respect to the outputs of gate and up, those with respect to each cluster's side path:
+    /// `g M`, `[n, k]`.
+    pub(super) fn sums(&self, projection: Projection, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+        let width = gate.dim(1)?;
+        let (gate, up) = (View::of(gate)?, View::of(up)?);
+        let gather = |grad: &[f32], first: usize| {
+            kernels::gather(grad, width, self.count(), self.part(first as u32, width as u32))
+        };
+        let sums = match projection {
+            Projection::Gate => gather(gate.values()?, 0),
+            Projection::Up => gather(up.values()?, 0),
+            Projection::GateUp => {
+                let mut sums = gather(gate.values()?, 0);
+                kernels::add(&mut sums, &gather(up.values()?, width));
+                sums
+            }
+        };
+        Ok(matrix(sums, self.count())?)
+    }
+
+    /// From [`Self::sums`], the gradient with respect to U, `(g M)^T x`, and, added to `into` where there is one, the side
+    /// path's part of the gradient with respect to `x`, `(g M) U`.
+    pub(super) fn grads(&self, sums: &Tensor, x: &Tensor, into: Option<&Tensor>) -> Result<Vec<f32>> {
         if let Some(into) = into {
             let side = sums.matmul(&self.matrix()?)?;
             let side = View::of(&side)?;

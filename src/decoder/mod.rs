@@ -51,7 +51,7 @@ pub use config::{Activation, AttentionShape, Config, LayerKind, Norms, SiteTenso
 pub use deltas::{SharedDeltas, SiteDeltas};
 pub use error::DecoderError;
 pub use rope::{Rope, RopeScaling};
-pub use site::{Point, Projection, Site};
+pub use site::{Fused, Point, Projection, Site};
 pub use sweep::Sweep;
 pub use tune::{Gradients, Prepared};
 pub use weights::Weights;

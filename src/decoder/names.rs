@@ -86,13 +86,14 @@ impl Names {
         TensorName::new(format!("{}layers.{layer}.{leaf}", self.prefix()))
     }
 
-    /// The module that holds a projection, and which part of it that is.
-    pub(super) fn site(&self, projection: Projection) -> (&'static str, usize) {
+    /// The module that holds a projection, and in which half of it that begins; nothing where no module holds it.
+    pub(super) fn site(&self, projection: Projection) -> Option<(&'static str, usize)> {
         match (self.fused, projection) {
-            (true, Projection::Gate) => ("mlp.gate_up_proj", 0),
-            (true, Projection::Up) => ("mlp.gate_up_proj", 1),
-            (false, Projection::Gate) => ("mlp.gate_proj", 0),
-            (false, Projection::Up) => ("mlp.up_proj", 0),
+            (true, Projection::Gate | Projection::GateUp) => Some(("mlp.gate_up_proj", 0)),
+            (true, Projection::Up) => Some(("mlp.gate_up_proj", 1)),
+            (false, Projection::Gate) => Some(("mlp.gate_proj", 0)),
+            (false, Projection::Up) => Some(("mlp.up_proj", 0)),
+            (false, Projection::GateUp) => None,
         }
     }
 }

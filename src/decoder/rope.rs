@@ -106,6 +106,11 @@ impl Rope {
         Ok(Self { theta, width, scaling: RopeScaling::read(own, keys, theta, width, defaults)? })
     }
 
+    /// Whether the angles of a sequence change when it grows from one length to another.
+    pub(super) fn turns_otherwise(&self, from: usize, to: usize) -> bool {
+        self.scaling.kind(from) != self.scaling.kind(to)
+    }
+
     /// Angle per position of each pair, `[width / 2]`, in a sequence of `length` tokens.
     pub fn frequencies(&self, length: usize) -> Vec<f32> {
         let theta = self.theta * self.scaling.base_factor(self.width, length);

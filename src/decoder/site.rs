@@ -2,24 +2,27 @@
 
 use std::fmt;
 
-/// The two projections of a gated feed-forward part whose rows are neurons.
+/// A projection of a gated feed-forward part whose rows are neurons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Projection {
     /// The one that passes through the activation function.
     Gate,
     /// The one that multiplies it.
     Up,
+    /// Both, gate rows before up rows, where a checkpoint holds them in one tensor and they are to be one site.
+    GateUp,
 }
 
 impl Projection {
-    /// Both, in the order in which sites are listed.
-    pub const ALL: [Self; 2] = [Self::Gate, Self::Up];
+    /// The two halves, in the order in which sites are listed.
+    pub const HALVES: [Self; 2] = [Self::Gate, Self::Up];
 
-    /// The word for it: "gate" or "up".
+    /// The word for it: "gate", "up" or "gate_up".
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Gate => "gate",
             Self::Up => "up",
+            Self::GateUp => "gate_up",
         }
     }
 }
@@ -50,6 +53,17 @@ impl fmt::Display for Site {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "layer {} {}", self.layer, self.projection)
     }
+}
+
+/// What counts as a site in networks whose gate and up projections are one tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Fused {
+    /// Each half is a site, as it is in other networks.
+    #[default]
+    Halves,
+    /// The tensor is one site: probed, cut at one threshold and clustered as a whole, so that neurons of both halves may
+    /// share a delta. The paper's parameter counts for Phi fit this.
+    One,
 }
 
 /// A place whose values a forward pass can show.

@@ -269,9 +269,9 @@ fn afford<T>(left: &mut usize, bytes: usize, trace: T) -> Option<T> {
     Some(trace)
 }
 
-fn store(into: &mut SharedDeltas, layer: usize, [gate, up]: SiteGrads) {
-    for (projection, grads) in [(Projection::Gate, gate), (Projection::Up, up)] {
-        if let (Some(deltas), Some(grads)) = (into.get_mut(Site { layer, projection }), grads) {
+fn store(into: &mut SharedDeltas, layer: usize, grads: SiteGrads) {
+    for (projection, grads) in grads {
+        if let Some(deltas) = into.get_mut(Site { layer, projection }) {
             deltas.values_mut().copy_from_slice(&grads);
         }
     }

@@ -36,7 +36,7 @@ impl MemoryPlan {
     /// # Errors
     /// A limit below what the run needs with no weights in memory at all.
     pub fn new(limit: Option<u64>, config: &Config, demand: Demand) -> Result<Self, NestError> {
-        let features = 4 * (demand.prompts * config.feed_forward * config.sites_per_layer()) as u64;
+        let features = 8 * (demand.prompts * config.feed_forward) as u64;
         // Hidden states of all prompts while they are probed, or of all lessons while they are tuned on.
         let kept = 4 * (demand.tokens * config.hidden) as u64 + features;
         let needed = PROCESS + config.pass_bytes() + kept;

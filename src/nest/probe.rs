@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::NestError;
 use super::logistic::{self, Plane, Samples};
 use super::params::{Params, Valid, within};
-use crate::decoder::{Batch, Decoder, PASS_TOKENS, Projection, Site, Sweep};
+use crate::decoder::{Batch, Decoder, Fused, PASS_TOKENS, Projection, Site, Sweep};
 
 /// How a probe is fitted.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -103,15 +103,19 @@ impl Features {
 #[derive(Debug)]
 pub struct Layers<'a> {
     sweep: Sweep<'a>,
+    fused: Fused,
 }
 
 impl<'a> Layers<'a> {
     /// Puts the prompts of [`batches`] in front of the network.
     ///
     /// # Errors
-    /// A too long prompt, or a token outside the vocabulary.
-    pub fn new(decoder: &'a Decoder<'a>, batches: &'a [Batch]) -> Result<Self, NestError> {
-        Ok(Self { sweep: Sweep::new(decoder, batches)? })
+    /// A too long prompt, a token outside the vocabulary, or gate and up to be one site where they are two tensors.
+    pub fn new(decoder: &'a Decoder<'a>, batches: &'a [Batch], fused: Fused) -> Result<Self, NestError> {
+        if fused == Fused::One {
+            decoder.config().site_tensor(Site::new(0, Projection::GateUp))?;
+        }
+        Ok(Self { sweep: Sweep::new(decoder, batches)?, fused })
     }
 
     /// The features of the next layer, if there is one.
@@ -123,6 +127,12 @@ impl<'a> Layers<'a> {
         let layer = self.sweep.next_layer(|batch, projection, values| {
             pooled.entry(projection).or_default().extend(maxima(values, batch));
         })?;
+        if self.fused == Fused::One {
+            let up = pooled.remove(&Projection::Up).unwrap_or_default();
+            let mut both = pooled.remove(&Projection::Gate).unwrap_or_default();
+            both.iter_mut().zip(up).for_each(|(gate, up)| gate.extend(up));
+            pooled.insert(Projection::GateUp, both);
+        }
         Ok(layer.map(|layer| Features {
             sites: pooled.into_iter().map(|(projection, prompts)| (Site { layer, projection }, prompts)).collect(),
         }))
@@ -224,7 +234,8 @@ fn probe_site(
     split: &Split,
     params: &Valid<ProbeParams>,
 ) -> SiteProbe {
-    let stream = site.layer as u64 * 2 + site.projection as u64;
+    // One stream for gate, one for up; a site that is both takes gate's.
+    let stream = site.layer as u64 * 2 + u64::from(site.projection == Projection::Up);
     let mut generator = ChaCha8Rng::seed_from_u64(params.seed);
     generator.set_stream(stream + 1);
     let measured = fit(prompts, harmful, split.fitted.iter().copied(), params, &mut generator);

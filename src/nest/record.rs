@@ -8,6 +8,7 @@ use super::probe::Solver;
 use super::run::{Inputs, Report, SiteReport};
 use super::targets::REFUSALS;
 use super::{Chat, Openings, TemplateSource};
+use crate::decoder::Fused;
 use crate::digest::Blake3;
 use crate::format::Edits;
 use crate::prompts::PromptSet;
@@ -61,6 +62,7 @@ fn options_of(options: &ValidOptions, used: usize) -> Map<String, Value> {
             "probe",
             json!({ "solver": solver, "l2": text(probe.l2), "held_out": text(probe.held_out), "seed": seed(probe.seed) }),
         ),
+        ("sites", json!({ "fused": match options.fused { Fused::Halves => "halves", Fused::One => "one" } })),
         ("neurons", json!({ "threshold": text(neurons.threshold) })),
         (
             "clusters",

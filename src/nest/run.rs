@@ -195,7 +195,7 @@ fn choose(
 ) -> Result<(Vec<SiteReport>, usize), NestError> {
     progress.begin(Stage::Probe, decoder.config().layers.len());
     let batches = batches(prompts)?;
-    let mut layers = Layers::new(decoder, &batches)?;
+    let mut layers = Layers::new(decoder, &batches, options.fused)?;
     let (mut sites, mut slow) = (Vec::new(), 0);
     while let Some(features) = layers.next_layer()? {
         let probes = probe(&features, harmful, &options.probe)?;
