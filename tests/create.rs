@@ -150,6 +150,39 @@ fn prompt_files_that_cannot_be_used() {
 }
 
 #[test]
+fn a_system_prompt_is_taken_or_refused_before_any_work() {
+    let world = world(40);
+    let dir = world.path();
+    let words = ["system prompt", "knows only the roles user and assistant", "Hint: "];
+    fails(dir, &create(&["--system", "be brief ."]), 7, &words);
+    fails(dir, &create(&["--system", "be brief .", "--plain"]), 2, &["--system", "--plain"]);
+    fails(dir, &create(&["--date", "24.11.2026"]), 2, &["--date", "2026-11-24"]);
+    let template = "{{ bos_token }}{% for m in messages %}{{ ' <' + ('assistant' if m.role == 'assistant' else 'user') + '> ' }}\
+                    {{ m.content }}{{ ' ' + eos_token if m.role == 'assistant' }}{% endfor %}{{ ' <assistant>' if add_generation_prompt }}";
+    fs::write(dir.join("own.jinja"), template).unwrap();
+    let made = run(dir, &create(&["--system", "be brief .", "--template", "own.jinja", "--epochs", "1", "--json"]));
+    assert_eq!(made.code, Some(0), "{made:?}");
+    let data: Value = serde_json::from_str(&made.stdout).unwrap();
+    let shown = &data["creation"]["template"];
+    assert_eq!((&shown["source"], &shown["date"]), (&json!("own"), &Value::Null));
+    assert_eq!(shown["system"].as_str().map(str::len), Some(64));
+    fs::write(dir.join("own.jinja"), "{{ strftime_now('%Y') }}{{ messages[0].content }}").unwrap();
+    fails(dir, &create(&["--template", "own.jinja", "-o", "q.nestpatch"]), 7, &["strftime_now", "--date"]);
+}
+
+#[test]
+fn a_checkpoint_without_a_template_or_a_tokenizer_to_read() {
+    let world = world(40);
+    let dir = world.path();
+    let config = dir.join("model/tokenizer_config.json");
+    let text = fs::read_to_string(&config).unwrap().replace("chat_template", "other");
+    fs::write(&config, text).unwrap();
+    fails(dir, &create(&[]), 7, &["chat_template.jinja", "--template", "--plain"]);
+    fs::rename(dir.join("model/tokenizer.json"), dir.join("model/tokenizer.model")).unwrap();
+    fails(dir, &create(&["--plain"]), 6, &["expected tokenizer.json, found tokenizer.model", "save_pretrained"]);
+}
+
+#[test]
 fn options_out_of_range() {
     let world = world(40);
     let dir = world.path();

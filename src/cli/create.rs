@@ -13,7 +13,10 @@ use super::passphrase::SigningKey;
 use super::progress::Bars;
 use crate::checkpoint::{Checkpoint, read_bounded, write_new};
 use crate::digest::Sha256;
-use crate::nest::{ClusterMode, DEFAULT_PRESET, Inputs, NestError, Options, PRESETS, Preset, Report, TemplateSource};
+use crate::format::Timestamp;
+use crate::nest::{
+    ChatOptions, ClusterMode, DEFAULT_PRESET, Inputs, NestError, Options, PRESETS, Preset, Report, TemplateSource,
+};
 use crate::patch::Contents;
 use crate::patch::assemble::About;
 use crate::patch::create::{CreateError, create};
@@ -45,6 +48,8 @@ pub(super) struct Arguments {
     #[command(flatten)]
     columns: Columns,
     #[command(flatten)]
+    conversation: Conversation,
+    #[command(flatten)]
     labels: Labels,
     #[command(flatten)]
     levels: LevelOptions,
@@ -71,12 +76,25 @@ struct Columns {
     /// Refusals to train on, one a line, where the harmful prompts bring none.
     #[arg(long, value_name = "FILE")]
     refusals: Option<PathBuf>,
+}
+
+/// How a prompt becomes what the model sees.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Conversation")]
+struct Conversation {
     /// A Jinja chat template to use instead of the checkpoint's.
     #[arg(long, value_name = "FILE", conflicts_with = "plain")]
     template: Option<PathBuf>,
     /// No chat template: the model sees the bare prompt. For base models.
     #[arg(long)]
     plain: bool,
+    /// A system prompt before every prompt.
+    #[arg(long, value_name = "TEXT", conflicts_with = "plain")]
+    system: Option<String>,
+    /// The day that the template is told when it asks for today's [default: none, so that the patch does not depend on
+    /// the day it is made; some templates then name a fixed one].
+    #[arg(long, value_name = "YYYY-MM-DD", value_parser = date)]
+    date: Option<Timestamp>,
 }
 
 /// The method's options.
@@ -137,11 +155,11 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
     let Columns { harmful_column, refusal_column, benign_column, answer_column, .. } = &arguments.columns;
     let harmful = load(&arguments.harmful, harmful_column, refusal_column)?;
     let benign = load(&arguments.benign, benign_column, answer_column)?;
-    let template = arguments.columns.template()?;
+    let chat = arguments.conversation.options()?;
     let base = Checkpoint::open(&arguments.model)?;
     let key = arguments.key.read()?;
     let bars = Bars::new(output);
-    let inputs = Inputs { harmful: &harmful, benign: &benign, template: &template };
+    let inputs = Inputs { harmful: &harmful, benign: &benign, chat: &chat };
     let created = create(&base, inputs, &options.check()?, about, &key, (&bars, &bars))?;
     bars.clear();
     created.report.warnings.iter().for_each(|warning| warn(&format!("warning: {warning}")));
@@ -175,13 +193,18 @@ fn clusters(text: &str) -> Result<ClusterMode, String> {
     }
 }
 
-impl Columns {
-    fn template(&self) -> Result<TemplateSource, Failure> {
-        match &self.template {
-            None if self.plain => Ok(TemplateSource::Plain),
-            None => Ok(TemplateSource::Checkpoint),
-            Some(path) => Ok(TemplateSource::Text(read_text(path)?)),
-        }
+fn date(text: &str) -> Result<Timestamp, String> {
+    format!("{text}T00:00:00Z").parse().map_err(|_| "expected a day like 2026-11-24".to_owned())
+}
+
+impl Conversation {
+    fn options(&self) -> Result<ChatOptions, Failure> {
+        let template = match &self.template {
+            None if self.plain => TemplateSource::Plain,
+            None => TemplateSource::Checkpoint,
+            Some(path) => TemplateSource::Text(read_text(path)?),
+        };
+        Ok(ChatOptions { template, system: self.system.clone(), date: self.date })
     }
 }
 
@@ -277,7 +300,7 @@ impl From<NestError> for Failure {
             NestError::Decoder(_) | NestError::Eval(_) | NestError::Edit(_) | NestError::Json { .. } => {
                 Exit::Checkpoint
             }
-            NestError::Tokenizer { .. } => Exit::Checkpoint,
+            NestError::Tokenizer { .. } | NestError::NoTokenizer { .. } => Exit::Checkpoint,
             _ => Exit::Input,
         };
         let failure = Self::new(exit, &error);

@@ -31,5 +31,5 @@ pub use probe::{Features, ProbeParams, SiteProbe, Solver, probe};
 pub use progress::{Progress, Silent, Stage};
 pub use run::{GOOD_AUC, Inputs, Outcome, Report, SiteReport, run, untrained};
 pub use targets::{Lesson, Openings, REFUSALS, benign_lessons, encode_prompts, likeliest_opening, refusal_lessons};
-pub use template::{Chat, Message, TemplateSource};
+pub use template::{Chat, ChatOptions, Message, TemplateSource};
 pub use tune::{Check, TuneParams, Tuned, tune};

@@ -13,7 +13,7 @@ use super::probe::{Features, SiteProbe, probe};
 use super::progress::{Progress, Stage};
 use super::targets::{self, Lesson};
 use super::tune::{Tuned, tune};
-use super::{Chat, NestError, Openings, TemplateSource, cluster, record, select};
+use super::{Chat, ChatOptions, NestError, Openings, cluster, record, select};
 use crate::checkpoint::Checkpoint;
 use crate::decoder::{Config, Decoder, SharedDeltas, Site, SiteDeltas};
 use crate::eval::Generator;
@@ -31,7 +31,7 @@ pub struct Inputs<'a> {
     /// Prompts to answer as before.
     pub benign: &'a PromptSet,
     /// How prompts become what the model sees.
-    pub template: &'a TemplateSource,
+    pub chat: &'a ChatOptions,
 }
 
 /// What a run brings.
@@ -100,7 +100,7 @@ pub fn run(
     refuse_contradictions(inputs)?;
     let mut clock = Clock::default();
     let config = Config::from_json(checkpoint.config())?;
-    let chat = Chat::open(checkpoint.dir(), inputs.template)?;
+    let chat = Chat::with(checkpoint.dir(), inputs.chat)?;
     let decoder = Decoder::load(config, checkpoint, &Device::Cpu)?;
     let refusals = match options.openings {
         Openings::Any => options.refusals.clone(),
