@@ -25,6 +25,7 @@ pub(super) fn environment<'a>(date: Option<Timestamp>) -> Result<Environment<'a>
     environment.add_filter("tojson", tojson::filter);
     environment.add_filter("trim", trim);
     environment.add_test("sequence", is_sequence);
+    environment.add_test("iterable", |value: &Value| is_sequence(value) || value.kind() == ValueKind::Iterable);
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message))
     });
