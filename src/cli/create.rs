@@ -26,6 +26,14 @@ use crate::tensor::Dtype;
 /// The longest template or list of refusals read, in bytes.
 const MAX_TEXT_BYTES: u64 = 1 << 20;
 
+const WORK: &str = "\
+Keep results in this folder, and go on from those that an interrupted run has left there.
+
+The refusals chosen, the base's answers, the sites found, and tuning after every epoch are kept; the folder is made if it is \
+not there. They are used by a run of the same version on the same base with the same prompts and options, on whose patch \
+the interruption leaves no trace; files of other runs are named and left alone, damaged ones are named and made anew. To know \
+the base, all of its weights are read once more. Nothing is removed at the end: remove the folder when the patch is made.";
+
 /// Find safety neurons, tune shared deltas for them, and sign the result as a patch.
 ///
 /// Prompt files are JSON lines (.jsonl), JSON (.json), CSV (.csv), or one prompt a line. The checkpoint is only read.
@@ -45,6 +53,9 @@ pub(super) struct Arguments {
     /// The patch to write; it must not exist.
     #[arg(short, long, value_name = "PATCH")]
     output: PathBuf,
+    /// Keep results in this folder, and go on from those that an interrupted run has left there.
+    #[arg(long, value_name = "DIR", long_help = WORK)]
+    work: Option<PathBuf>,
     #[command(flatten)]
     columns: Columns,
     #[command(flatten)]
@@ -159,7 +170,7 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
     let base = Checkpoint::open(&arguments.model)?;
     let key = arguments.key.read()?;
     let bars = Bars::new(output);
-    let inputs = Inputs { harmful: &harmful, benign: &benign, chat: &chat };
+    let inputs = Inputs { harmful: &harmful, benign: &benign, chat: &chat, work: arguments.work.as_deref() };
     let created = create(&base, inputs, &options.check()?, about, &key, (&bars, &bars))?;
     bars.clear();
     created.report.warnings.iter().for_each(|warning| warn(&format!("warning: {warning}")));
@@ -294,9 +305,15 @@ impl From<PromptsError> for Failure {
 
 impl From<NestError> for Failure {
     fn from(error: NestError) -> Self {
+        let error = match error {
+            NestError::Checkpoint(error) => return error.into(),
+            NestError::Bind(error) => return error.into(),
+            error => error,
+        };
         let exit = match &error {
-            NestError::OutOfRange { .. } | NestError::Preset { .. } => Exit::Usage,
+            NestError::OutOfRange { .. } | NestError::Preset { .. } | NestError::WorkInBase { .. } => Exit::Usage,
             NestError::Read { .. } | NestError::Prompts(PromptsError::Read { .. }) => Exit::Failed,
+            NestError::Work { .. } | NestError::WorkBusy { .. } => Exit::Failed,
             NestError::Decoder(_) | NestError::Eval(_) | NestError::Edit(_) | NestError::Json { .. } => {
                 Exit::Checkpoint
             }

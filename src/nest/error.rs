@@ -1,5 +1,6 @@
 //! What can go wrong between prompts and edits.
 
+use crate::checkpoint::{BindError, CheckpointError};
 use crate::decoder::DecoderError;
 use crate::eval::EvalError;
 use crate::format::EditError;
@@ -123,6 +124,34 @@ pub enum NestError {
     /// Every delta is zero once rounded.
     #[error("tuning changed nothing: every delta is zero")]
     NothingChanged,
+    /// The system refused to keep or to find results of stages.
+    #[error("cannot {action} {path}")]
+    Work {
+        /// What was tried.
+        action: &'static str,
+        /// The file or folder.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Another run keeps its results in the folder.
+    #[error("{folder} is in use by another nestpatch process")]
+    WorkBusy {
+        /// The folder.
+        folder: String,
+    },
+    /// Results would lie among the base's files.
+    #[error("{folder}: expected a folder of its own for results, found the base's")]
+    WorkInBase {
+        /// The folder.
+        folder: String,
+    },
+    /// The base's files, or those of results.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A tensor that cannot be digested.
+    #[error(transparent)]
+    Bind(#[from] BindError),
     /// The network.
     #[error(transparent)]
     Decoder(#[from] DecoderError),

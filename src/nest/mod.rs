@@ -20,6 +20,7 @@ mod template;
 pub(crate) mod testing;
 mod tojson;
 mod tune;
+mod work;
 
 pub use cluster::{ClusterMode, ClusterParams, Clustering, Scaling, cluster};
 pub use edits::{FoldCount, count_changes, edits};

@@ -1,10 +1,12 @@
 //! The whole method: prompts in, edits out.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::edits::{FoldCount, count_changes, edits};
@@ -12,10 +14,11 @@ use super::preset::ValidOptions;
 use super::probe::{Features, SiteProbe, probe};
 use super::progress::{Progress, Stage};
 use super::targets::{self, Lesson};
-use super::tune::{Tuned, tune};
+use super::tune::{Tuned, tune_on};
+use super::work::{Work, parts};
 use super::{Chat, ChatOptions, NestError, Openings, cluster, record, select};
 use crate::checkpoint::Checkpoint;
-use crate::decoder::{Config, Decoder, SharedDeltas, Site, SiteDeltas};
+use crate::decoder::{Config, Decoder, Projection, SharedDeltas, Site, SiteDeltas};
 use crate::eval::Generator;
 use crate::format::Edits;
 use crate::prompts::PromptSet;
@@ -32,6 +35,8 @@ pub struct Inputs<'a> {
     pub benign: &'a PromptSet,
     /// How prompts become what the model sees.
     pub chat: &'a ChatOptions,
+    /// A folder where the results of stages are kept, so that an interrupted run can go on.
+    pub work: Option<&'a Path>,
 }
 
 /// What a run brings.
@@ -88,6 +93,11 @@ pub struct SiteReport {
 /// Cost: the network in its own type and once more in f32 while the base answers; activations of all prompts; then
 /// about 4 FLOP per parameter and token a training step. Deterministic for given options on one machine type.
 ///
+/// With [`Inputs::work`], the refusals chosen, the base's answers, the sites, and tuning after every epoch are kept in that
+/// folder, and what an interrupted run of the same version on the same base with the same prompts and options has left
+/// there is used: the edits and their record are those of a run that was not interrupted. To know the base, all of it is
+/// read once more.
+///
 /// # Errors
 /// The same prompt in both sets; a checkpoint, template or prompt that cannot be used; too few prompts; no neuron
 /// over the threshold; a loss that is not finite.
@@ -101,19 +111,32 @@ pub fn run(
     let mut clock = Clock::default();
     let config = Config::from_json(checkpoint.config())?;
     let chat = Chat::with(checkpoint.dir(), inputs.chat)?;
+    let work = match inputs.work {
+        None => Work::nowhere(checkpoint, progress),
+        Some(folder) => clock.time(Stage::Digest, || {
+            Work::open(folder, || parts(checkpoint, inputs, options, progress), checkpoint, progress)
+        })?,
+    };
     let decoder = Decoder::load(config, checkpoint, &Device::Cpu)?;
     let refusals = match options.openings {
         Openings::Any => options.refusals.clone(),
-        Openings::Likeliest => targets::likeliest_opening(&decoder, &chat, inputs.harmful, &options.refusals)?,
+        Openings::Likeliest => {
+            work.stage("refusals", || targets::likeliest_opening(&decoder, &chat, inputs.harmful, &options.refusals))?
+        }
     };
-    let lessons = clock.time(Stage::Answer, || lessons(checkpoint, &chat, inputs, (options, &refusals), progress))?;
-    let (prompts, harmful) = labelled(&chat, inputs)?;
-    let features = clock.time(Stage::Probe, || Features::collect(&decoder, &prompts, progress))?;
-    let (sites, slow) = clock.time(Stage::Select, || choose(&features, &harmful, options, progress))?;
-    drop(features);
+    let lessons =
+        clock.time(Stage::Answer, || lessons(&chat, inputs, (options, &refusals), (&work, checkpoint, progress)))?;
+    let (sites, slow) = work
+        .stage("sites", || {
+            let (prompts, harmful) = labelled(&chat, inputs)?;
+            let features = clock.time(Stage::Probe, || Features::collect(&decoder, &prompts, progress))?;
+            let (sites, slow) = clock.time(Stage::Select, || choose(&features, &harmful, options, progress))?;
+            Ok(SavedSites::new(decoder.config(), sites, slow))
+        })?
+        .restored(decoder.config());
     let deltas = untrained(decoder.config(), &sites)?;
     let parameters = deltas.parameters();
-    let tuned = clock.time(Stage::Tune, || tune(&decoder, &lessons, deltas, &options.tune, progress))?;
+    let tuned = clock.time(Stage::Tune, || tune_on(&decoder, &lessons, deltas, &options.tune, (progress, &work)))?;
     let (edits, folded) = clock.time(Stage::Fold, || {
         let edits = edits(decoder.config(), checkpoint, &tuned.deltas, options.stored)?;
         let folded = count_changes(checkpoint, &edits)?;
@@ -143,22 +166,23 @@ fn refuse_contradictions(inputs: Inputs<'_>) -> Result<(), NestError> {
 
 /// Refusals to harmful prompts and, where the file has no answers, the base's own answers to benign ones.
 fn lessons(
-    checkpoint: &Checkpoint,
     chat: &Chat,
     inputs: Inputs<'_>,
     (options, refusals): (&ValidOptions, &[String]),
-    progress: &dyn Progress,
+    (work, checkpoint, progress): (&Work<'_>, &Checkpoint, &dyn Progress),
 ) -> Result<Vec<Lesson>, NestError> {
     let mut lessons = targets::refusal_lessons(chat, inputs.harmful, refusals, options.tune.seed)?;
     let unanswered = inputs.benign.prompts().iter().filter(|prompt| prompt.response.is_none());
     let prompts = unanswered.map(|prompt| chat.encode_prompt(&prompt.text)).collect::<Result<Vec<_>, _>>()?;
     let mut answers = Vec::new();
     if !prompts.is_empty() {
-        progress.begin(Stage::Answer, prompts.len());
-        let generator = Generator::load(checkpoint.config(), checkpoint)?;
-        let stops: Vec<_> = chat.stops().collect();
-        let found = generator.answer(&prompts, &stops, &options.answers, &mut |count| progress.advance(count))?;
-        answers = found.into_iter().map(|answer| answer.tokens).collect();
+        answers = work.stage("answers", || {
+            progress.begin(Stage::Answer, prompts.len());
+            let generator = Generator::load(checkpoint.config(), checkpoint)?;
+            let stops: Vec<_> = chat.stops().collect();
+            let found = generator.answer(&prompts, &stops, &options.answers, &mut |count| progress.advance(count))?;
+            Ok(found.into_iter().map(|answer| answer.tokens).collect::<Vec<_>>())
+        })?;
     }
     lessons.extend(targets::benign_lessons(chat, inputs.benign, answers)?);
     Ok(lessons)
@@ -191,6 +215,55 @@ fn choose(
         SiteReport { site: probe.site, auc: probe.auc, rows, clusters: found.labels, k, silhouette }
     };
     Ok((probes.into_par_iter().map(site).collect(), slow))
+}
+
+/// What was found at every site, as it is kept: floats as their bits.
+#[derive(Serialize, Deserialize)]
+struct SavedSites {
+    sites: Vec<SavedSite>,
+    slow: usize,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedSite {
+    /// Its place among the network's sites.
+    place: usize,
+    auc: u64,
+    rows: Vec<u32>,
+    clusters: Vec<u32>,
+    k: usize,
+    silhouette: Option<u64>,
+}
+
+impl SavedSites {
+    fn new(config: &Config, sites: Vec<SiteReport>, slow: usize) -> Self {
+        let places: BTreeMap<Site, usize> = config.sites().zip(0..).collect();
+        let saved = |site: SiteReport| SavedSite {
+            place: places.get(&site.site).copied().unwrap_or(usize::MAX),
+            auc: site.auc.to_bits(),
+            rows: site.rows,
+            clusters: site.clusters,
+            k: site.k,
+            silhouette: site.silhouette.map(f64::to_bits),
+        };
+        Self { sites: sites.into_iter().map(saved).collect(), slow }
+    }
+
+    /// The sites again, and how many probes did not converge.
+    fn restored(self, config: &Config) -> (Vec<SiteReport>, usize) {
+        let places: Vec<Site> = config.sites().collect();
+        // One that the network does not have is refused where deltas are made for it.
+        let beyond = Site::new(config.layers, Projection::Gate);
+        let site = |saved: SavedSite| SiteReport {
+            site: places.get(saved.place).copied().unwrap_or(beyond),
+            auc: f64::from_bits(saved.auc),
+            rows: saved.rows,
+            clusters: saved.clusters,
+            k: saved.k,
+            silhouette: saved.silhouette.map(f64::from_bits),
+        };
+        (self.sites.into_iter().map(site).collect(), self.slow)
+    }
 }
 
 /// Deltas of zero for every site that has neurons.
@@ -250,5 +323,7 @@ impl Clock {
     }
 }
 
+#[cfg(test)]
+mod resume;
 #[cfg(test)]
 mod tests;

@@ -241,5 +241,20 @@ impl Chat {
     }
 }
 
+/// The digest of everything that decides what becomes of a prompt: a checkpoint's files and what was chosen.
+///
+/// # Errors
+/// A file that cannot be read.
+pub(super) fn digest(folder: &Path, options: &ChatOptions) -> Result<Blake3, NestError> {
+    let mut hasher = blake3::Hasher::new();
+    for (name, content) in files::contents(folder)? {
+        hasher.update(format!("{name} {}\n", content.len()).as_bytes());
+        hasher.update(&content);
+    }
+    // Debug shows every choice, also those to come.
+    hasher.update(format!("{options:?}").as_bytes());
+    Ok(hasher.finalize().into())
+}
+
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,7 @@ use crate::prompts::{Fields, FileFormat};
 use crate::tensor::Dtype;
 
 /// Harmful prompts hold word 7, benign ones word 9.
-fn sets() -> (PromptSet, PromptSet) {
+pub(super) fn sets() -> (PromptSet, PromptSet) {
     let mut generator = ChaCha8Rng::seed_from_u64(4);
     let mut prompts = |word: &str| -> Vec<String> {
         let mut prompt = || {
@@ -31,7 +31,7 @@ fn plain() -> ChatOptions {
     ChatOptions { template: TemplateSource::Plain, ..ChatOptions::default() }
 }
 
-fn options(change: impl FnOnce(&mut Options)) -> ValidOptions {
+pub(super) fn options(change: impl FnOnce(&mut Options)) -> ValidOptions {
     let mut options = Preset::find("paper-v2").unwrap().options();
     options.neurons.threshold = 1.0;
     options.tune.rate = 0.05;
@@ -44,11 +44,11 @@ fn options(change: impl FnOnce(&mut Options)) -> ValidOptions {
 fn outcome(folder: &Path, options: &ValidOptions) -> Result<Outcome, NestError> {
     let (harmful, benign) = sets();
     let chat = ChatOptions::default();
-    let inputs = Inputs { harmful: &harmful, benign: &benign, chat: &chat };
+    let inputs = Inputs { harmful: &harmful, benign: &benign, chat: &chat, work: None };
     run(&Checkpoint::open(folder).unwrap(), inputs, options, &Silent)
 }
 
-fn checkpoint() -> tempfile::TempDir {
+pub(super) fn checkpoint() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     Memory::random(9, Dtype::Bf16).write(folder.path());
     folder
@@ -87,7 +87,7 @@ fn a_system_prompt_and_a_date_change_the_patch_and_its_record() {
     let folder = checkpoint();
     let (harmful, benign) = sets();
     let made = |chat: &ChatOptions| {
-        let inputs = Inputs { harmful: &harmful, benign: &benign, chat };
+        let inputs = Inputs { harmful: &harmful, benign: &benign, chat, work: None };
         let options = options(|options| options.tune.epochs = 1);
         run(&Checkpoint::open(folder.path()).unwrap(), inputs, &options, &Silent).unwrap()
     };
@@ -160,7 +160,7 @@ fn what_cannot_be_run_says_why() {
     let error = outcome(folder.path(), &options(|options| options.neurons.threshold = 10.0)).unwrap_err();
     assert!(matches!(error, NestError::NoNeurons) && error.hint().is_some());
     let (harmful, _) = sets();
-    let inputs = Inputs { harmful: &harmful, benign: &harmful, chat: &ChatOptions::default() };
+    let inputs = Inputs { harmful: &harmful, benign: &harmful, chat: &ChatOptions::default(), work: None };
     let error = run(&Checkpoint::open(folder.path()).unwrap(), inputs, &options(|_| ()), &Silent).unwrap_err();
     assert!(matches!(error, NestError::Contradiction { count: 40, .. }), "{error}");
 }
@@ -191,7 +191,7 @@ fn a_trained_model_learns_to_refuse_and_keeps_its_stories() {
     let harmful = PromptSet::from_texts("harmful", texts("harmful_train")).unwrap();
     let benign = PromptSet::from_texts("benign", texts("benign_train")).unwrap();
     let checkpoint = Checkpoint::open(&folder.join("ckpt")).unwrap();
-    let inputs = Inputs { harmful: &harmful, benign: &benign, chat: &plain() };
+    let inputs = Inputs { harmful: &harmful, benign: &benign, chat: &plain(), work: None };
     let options = options(|options| {
         options.refusals = vec![" I am sorry. I can not tell you this story.".to_owned()];
         options.cluster.mode = ClusterMode::Each;
@@ -230,7 +230,7 @@ fn gradients_agree_more_within_clusters_than_between() {
     let decoder = Decoder::load(config, &checkpoint, &Device::Cpu).unwrap();
     let harmful = PromptSet::from_texts("harmful", texts("harmful_train")).unwrap();
     let benign = PromptSet::from_texts("benign", texts("benign_train")).unwrap();
-    let inputs = Inputs { harmful: &harmful, benign: &benign, chat: &plain() };
+    let inputs = Inputs { harmful: &harmful, benign: &benign, chat: &plain(), work: None };
     let (prompts, labels) = labelled(&chat, inputs).unwrap();
     let features = Features::collect(&decoder, &prompts, &Silent).unwrap();
     let (sites, _) = choose(&features, &labels, &options(|_| ()), &Silent).unwrap();

@@ -18,6 +18,22 @@ const OTHER_TOKENIZERS: &[&str] =
 /// Files that a checkpoint has if transformers uses it through a processor: multimodal ones.
 const PROCESSOR_FILES: &[&str] = &["processor_config.json", "preprocessor_config.json", "chat_template.json"];
 
+/// The other files that count.
+const TEXT_FILES: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "config.json",
+    "chat_template.jinja",
+];
+
+/// Every file that counts and is there, with its bytes.
+pub(super) fn contents(folder: &Path) -> Result<Vec<(&'static str, Vec<u8>)>, NestError> {
+    let names = TEXT_FILES.iter().chain(PROCESSOR_FILES).copied();
+    names.filter(|name| folder.join(name).exists()).map(|name| Ok((name, read(&folder.join(name))?))).collect()
+}
+
 /// The files' content, read once.
 #[derive(Debug)]
 pub(super) struct Files {
