@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use super::tests::{checkpoint, options, sets};
 use super::*;
 use crate::nest::testing::Memory;
+use crate::prompts::{Fields, FileFormat};
 use crate::tensor::Dtype;
 
 /// Writes down what it hears; stops the run by a panic where it is told to.
@@ -172,12 +173,13 @@ fn a_run_that_stumbles_all_the_way_makes_the_same_and_a_finished_one_does_nothin
 #[test]
 fn results_of_other_runs_are_not_used() {
     type Change = fn(&mut World);
-    let changes: [(&str, Change); 9] = [
+    let changes: [(&str, Change); 10] = [
         ("options", |world| world.options = options(|options| options.tune.epochs = 2)),
         ("options", |world| world.options = options(|o| (o.tune.epochs, o.neurons.threshold) = (1, 1.2))),
         ("options", |world| world.options = options(|o| (o.tune.epochs, o.tune.seed) = (1, 9))),
         ("harmful prompts", |world| world.harmful = one_word_changed(&world.harmful)),
         ("benign prompts", |world| world.benign = one_word_changed(&world.benign)),
+        ("harmful prompts", |world| world.harmful = one_answer_given(&world.harmful)),
         ("conversation", |world| world.chat.system = Some("w44".to_owned())),
         ("conversation", |world| edit(world, "tokenizer_config.json", "' <eos>'", "'  <eos>'")),
         ("base, conversation", |world| edit(world, "config.json", "0.00001", "0.000001")),
@@ -222,6 +224,15 @@ fn one_word_changed(set: &PromptSet) -> PromptSet {
     let mut texts: Vec<_> = set.prompts().iter().map(|prompt| prompt.text.clone()).collect();
     texts[3] += " w11";
     PromptSet::from_texts(set.source(), texts).unwrap()
+}
+
+fn one_answer_given(set: &PromptSet) -> PromptSet {
+    let line = |(at, prompt): (usize, &crate::prompts::Prompt)| {
+        let answer = (at == 3).then_some("w40 w46");
+        serde_json::json!({ "prompt": prompt.text, "response": answer }).to_string() + "\n"
+    };
+    let lines: String = set.prompts().iter().enumerate().map(line).collect();
+    PromptSet::parse(lines.as_bytes(), FileFormat::JsonLines, &Fields::default(), set.source()).unwrap()
 }
 
 fn edit(world: &World, name: &str, from: &str, to: &str) {
