@@ -142,6 +142,7 @@ fn a_template_that_never_ends_is_stopped() {
 
 #[derive(serde::Deserialize)]
 struct Cases {
+    date: Option<Timestamp>,
     tokens: BTreeMap<String, String>,
     cases: Vec<Case>,
 }
@@ -157,28 +158,35 @@ struct Case {
     error: Option<String>,
 }
 
+/// The cases of this repository, and those that `$NESTPATCH_TEMPLATES` names: `fixtures/templates/make.py` makes both.
 #[test]
 fn templates_do_what_they_do_in_transformers() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/templates/cases.json");
-    let Cases { tokens, cases } = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    assert!(cases.len() > 90);
-    let mut wrong = Vec::new();
-    for case in cases {
-        let mut values = case.values;
-        values.insert("messages".to_owned(), case.messages);
-        values.insert("add_generation_prompt".to_owned(), case.add_generation_prompt.into());
-        let mut environment = jinja::environment(None).unwrap();
-        for (name, token) in &tokens {
-            environment.add_global(name.clone(), Jinja::from(token.as_str()));
-        }
-        let found = environment.render_str(&jinja::prepared(&case.template), Jinja::from_pairs(values));
-        match (&found, &case.rendered, &case.error) {
-            (Ok(found), Some(expected), None) if found == expected => {}
-            (Err(_), None, Some(_)) => {}
-            _ => wrong.push(format!("{}: {found:?}, expected {:?} {:?}", case.name, case.rendered, case.error)),
-        }
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/templates/cases.json");
+    let more = std::env::var_os("NESTPATCH_TEMPLATES").map(PathBuf::from);
+    for path in [own].into_iter().chain(more) {
+        let Cases { date, tokens, cases } = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        println!("{}: {} cases", path.display(), cases.len());
+        assert!(cases.len() > 90 || date.is_some());
+        let wrong: Vec<_> = cases.into_iter().filter_map(|case| wrong(date, &tokens, case)).collect();
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What is wrong with a rendering, if anything is.
+fn wrong(date: Option<Timestamp>, tokens: &BTreeMap<String, String>, case: Case) -> Option<String> {
+    let mut values = case.values;
+    values.insert("messages".to_owned(), case.messages);
+    values.insert("add_generation_prompt".to_owned(), case.add_generation_prompt.into());
+    let mut environment = jinja::environment(date).unwrap();
+    for (name, token) in tokens {
+        environment.add_global(name.clone(), Jinja::from(token.as_str()));
+    }
+    let found = environment.render_str(&jinja::prepared(&case.template), Jinja::from_pairs(values));
+    match (&found, &case.rendered, &case.error) {
+        (Ok(found), Some(expected), None) if found == expected => None,
+        (Err(_), None, Some(_)) => None,
+        _ => Some(format!("{}: {found:?}, expected {:?} {:?}", case.name, case.rendered, case.error)),
+    }
 }
 
 /// A checkpoint of the test network whose configuration is changed by `change`.
