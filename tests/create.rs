@@ -7,8 +7,9 @@ mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use common::{Ran, folder, run, snapshot};
+use common::{Ran, folder, run, run_with, snapshot};
 use nestpatch::checkpoint::Checkpoint;
 use nestpatch::decoder::{Decoder, Device};
 use nestpatch::eval::{ExactAnswer, GenerateParams, Generator, Judge, Rate, RefusalPhrases, Verdict};
@@ -152,6 +153,95 @@ fn the_same_seed_gives_the_same_edits_and_another_seed_others() {
     assert_ne!(first, content("c.nestpatch", "2"));
 }
 
+/// What a patch says, but for the time at which it was made; its signature and id follow from that.
+fn said(dir: &Path) -> Value {
+    let mut seen: Value = serde_json::from_str(&run(dir, &["inspect", "p.nestpatch", "--json"]).stdout).unwrap();
+    for key in ["id", "created"] {
+        assert!(seen.as_object_mut().unwrap().remove(key).is_some());
+    }
+    seen
+}
+
+fn stage_file(dir: &Path, stage: &str) -> Option<PathBuf> {
+    let entries = fs::read_dir(dir.join("w")).ok()?;
+    let mut paths = entries.map(|entry| entry.unwrap().path());
+    paths.find(|path| path.file_name().unwrap().to_str().unwrap().starts_with(&format!("{stage}-")))
+}
+
+#[test]
+fn a_run_killed_while_it_tunes_goes_on_to_the_same_patch() {
+    let world = world(40);
+    let dir = world.path();
+    let arguments = ["--epochs", "8", "--seed", "3"];
+    assert_eq!(run(dir, &create(&arguments)).code, Some(0));
+    let whole = said(dir);
+    fs::remove_file(dir.join("p.nestpatch")).unwrap();
+
+    let kept = create(&["--epochs", "8", "--seed", "3", "--work", "w"]);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nestpatch"));
+    let mut child = command.current_dir(dir).args(&kept).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    while stage_file(dir, "tuning").is_none() {
+        assert!(child.try_wait().unwrap().is_none(), "ended before it tuned");
+        std::thread::yield_now();
+    }
+    child.kill().unwrap();
+    assert!(!child.wait().unwrap().success());
+    assert!(!dir.join("p.nestpatch").exists(), "done before it could be killed");
+
+    let resumed = run(dir, &kept);
+    assert_eq!(resumed.code, Some(0), "{resumed:?}");
+    for stage in ["refusals", "answers", "sites", "tuning"] {
+        let path = stage_file(dir, stage).unwrap();
+        let used = format!("w/{}: used", path.file_name().unwrap().to_str().unwrap());
+        assert!(resumed.stderr.contains(&used), "{}", resumed.stderr);
+    }
+    assert!(!resumed.stderr.contains("answer (") && !resumed.stderr.contains("probe ("), "{}", resumed.stderr);
+    assert_eq!(said(dir), whole);
+}
+
+/// Killed at calls that change the disk, from the first file to the patch itself, and with a disk that is full.
+#[test]
+#[cfg(debug_assertions)]
+fn a_run_killed_while_it_writes_goes_on_to_the_same_patch() {
+    let world = world(16);
+    let dir = world.path();
+    let kept = create(&["--epochs", "2", "--work", "w", "-q"]);
+    let calls = run_with(dir, Some("log@0"), &kept).stderr.matches("disk: ").count();
+    let whole = said(dir);
+    assert!(calls >= 30, "{calls}");
+    for at in [2, 9, 12, 19, 22, 24, 26, calls - 3] {
+        let _ = fs::remove_file(dir.join("p.nestpatch"));
+        fs::remove_dir_all(dir.join("w")).unwrap();
+        let fault = format!("kill@{at}");
+        let killed = run_with(dir, Some(&fault), &kept);
+        assert!(killed.code.is_none() && killed.stderr.contains("killed at call"), "{fault}: {killed:?}");
+        let resumed = run(dir, &kept);
+        assert_eq!((resumed.code, resumed.stderr.as_str()), (Some(0), ""), "{fault}");
+        assert_eq!(said(dir), whole, "{fault}");
+        let left = fs::read_dir(dir.join("w")).unwrap().map(|entry| entry.unwrap().file_name());
+        assert!(left.into_iter().all(|name| !name.to_str().unwrap().starts_with('.')), "{fault}");
+    }
+    fs::remove_file(dir.join("p.nestpatch")).unwrap();
+    fs::remove_dir_all(dir.join("w")).unwrap();
+    let full = run_with(dir, Some("enospc@12"), &kept);
+    assert!(full.code == Some(1) && full.stderr.contains("sites-"), "{full:?}");
+    assert!(stage_file(dir, "answers").is_some() && stage_file(dir, "sites").is_none());
+    assert_eq!(run(dir, &kept).code, Some(0));
+    assert_eq!(said(dir), whole);
+}
+
+#[test]
+fn a_folder_for_results_that_cannot_be_used() {
+    let world = world(16);
+    let dir = world.path();
+    fails(dir, &create(&["--work", "model"]), 2, &["model", "folder of its own"]);
+    fails(dir, &create(&["--work", "k.pub"]), 1, &["cannot create k.pub"]);
+    fs::create_dir(dir.join("w")).unwrap();
+    let lock = fs::File::create(dir.join("w/lock")).unwrap();
+    lock.lock().unwrap();
+    fails(dir, &create(&["--work", "w"]), 1, &["w is in use by another nestpatch process"]);
+}
+
 #[test]
 fn prompt_files_that_cannot_be_used() {
     let world = world(40);
@@ -168,6 +258,39 @@ fn prompt_files_that_cannot_be_used() {
     fails(dir, &create(&["--refusals", "/dev/zero"]), 7, &["/dev/zero", "regular file"]);
     fails(dir, &create(&["--benign", "latin.txt"]), 7, &["latin.txt", "UTF-8", "byte 3"]);
     fails(dir, &create(&["--benign", "harmful.jsonl"]), 7, &["in both sets"]);
+}
+
+#[test]
+fn a_system_prompt_is_taken_or_refused_before_any_work() {
+    let world = world(40);
+    let dir = world.path();
+    let words = ["system prompt", "knows only the roles user and assistant", "Hint: "];
+    fails(dir, &create(&["--system", "be brief ."]), 7, &words);
+    fails(dir, &create(&["--system", "be brief .", "--plain"]), 2, &["--system", "--plain"]);
+    fails(dir, &create(&["--date", "24.11.2026"]), 2, &["--date", "2026-11-24"]);
+    let template = "{{ bos_token }}{% for m in messages %}{{ ' <' + ('assistant' if m.role == 'assistant' else 'user') + '> ' }}\
+                    {{ m.content }}{{ ' ' + eos_token if m.role == 'assistant' }}{% endfor %}{{ ' <assistant>' if add_generation_prompt }}";
+    fs::write(dir.join("own.jinja"), template).unwrap();
+    let made = run(dir, &create(&["--system", "be brief .", "--template", "own.jinja", "--epochs", "1", "--json"]));
+    assert_eq!(made.code, Some(0), "{made:?}");
+    let data: Value = serde_json::from_str(&made.stdout).unwrap();
+    let shown = &data["creation"]["template"];
+    assert_eq!((&shown["source"], &shown["date"]), (&json!("own"), &Value::Null));
+    assert_eq!(shown["system"].as_str().map(str::len), Some(64));
+    fs::write(dir.join("own.jinja"), "{{ strftime_now('%Y') }}{{ messages[0].content }}").unwrap();
+    fails(dir, &create(&["--template", "own.jinja", "-o", "q.nestpatch"]), 7, &["strftime_now", "--date"]);
+}
+
+#[test]
+fn a_checkpoint_without_a_template_or_a_tokenizer_to_read() {
+    let world = world(40);
+    let dir = world.path();
+    let config = dir.join("model/tokenizer_config.json");
+    let text = fs::read_to_string(&config).unwrap().replace("chat_template", "other");
+    fs::write(&config, text).unwrap();
+    fails(dir, &create(&[]), 7, &["chat_template.jinja", "--template", "--plain"]);
+    fs::rename(dir.join("model/tokenizer.json"), dir.join("model/tokenizer.model")).unwrap();
+    fails(dir, &create(&["--plain"]), 6, &["expected tokenizer.json, found tokenizer.model", "save_pretrained"]);
 }
 
 #[test]

@@ -14,7 +14,10 @@ use super::progress::Bars;
 use crate::checkpoint::{Checkpoint, read_bounded, write_new};
 use crate::decoder::Fused;
 use crate::digest::Sha256;
-use crate::nest::{ClusterMode, DEFAULT_PRESET, Inputs, NestError, Options, PRESETS, Preset, Report, TemplateSource};
+use crate::format::Timestamp;
+use crate::nest::{
+    ChatOptions, ClusterMode, DEFAULT_PRESET, Inputs, NestError, Options, PRESETS, Preset, Report, TemplateSource,
+};
 use crate::patch::Contents;
 use crate::patch::assemble::About;
 use crate::patch::create::{CreateError, create};
@@ -23,6 +26,14 @@ use crate::tensor::Dtype;
 
 /// The longest template or list of refusals read, in bytes.
 const MAX_TEXT_BYTES: u64 = 1 << 20;
+
+const WORK: &str = "\
+Keep results in this folder, and go on from those that an interrupted run has left there.
+
+The refusals chosen, the base's answers, the sites found, and tuning after every epoch are kept; the folder is made if it is \
+not there. They are used by a run of the same version on the same base with the same prompts and options, on whose patch \
+the interruption leaves no trace; files of other runs are named and left alone, damaged ones are named and made anew. To know \
+the base, all of its weights are read once more. Nothing is removed at the end: remove the folder when the patch is made.";
 
 /// Find safety neurons, tune shared deltas for them, and sign the result as a patch.
 ///
@@ -49,8 +60,13 @@ pub(super) struct Arguments {
     /// are powers of 1,024; KB, MB and GB of 1,000. Pages that the system keeps of files do not count.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     memory: Option<u64>,
+    /// Keep results in this folder, and go on from those that an interrupted run has left there.
+    #[arg(long, value_name = "DIR", long_help = WORK)]
+    work: Option<PathBuf>,
     #[command(flatten)]
     columns: Columns,
+    #[command(flatten)]
+    conversation: Conversation,
     #[command(flatten)]
     labels: Labels,
     #[command(flatten)]
@@ -78,12 +94,25 @@ struct Columns {
     /// Refusals to train on, one a line, where the harmful prompts bring none.
     #[arg(long, value_name = "FILE")]
     refusals: Option<PathBuf>,
+}
+
+/// How a prompt becomes what the model sees.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Conversation")]
+struct Conversation {
     /// A Jinja chat template to use instead of the checkpoint's.
     #[arg(long, value_name = "FILE", conflicts_with = "plain")]
     template: Option<PathBuf>,
     /// No chat template: the model sees the bare prompt. For base models.
     #[arg(long)]
     plain: bool,
+    /// A system prompt before every prompt.
+    #[arg(long, value_name = "TEXT", conflicts_with = "plain")]
+    system: Option<String>,
+    /// The day that the template is told when it asks for today's [default: none, so that the patch does not depend on
+    /// the day it is made; some templates then name a fixed one].
+    #[arg(long, value_name = "YYYY-MM-DD", value_parser = date)]
+    date: Option<Timestamp>,
 }
 
 /// The method's options.
@@ -183,11 +212,12 @@ pub(super) fn run(arguments: &Arguments, output: Output) -> Result<Exit, Failure
     let Columns { harmful_column, refusal_column, benign_column, answer_column, .. } = &arguments.columns;
     let harmful = load(&arguments.harmful, harmful_column, refusal_column)?;
     let benign = load(&arguments.benign, benign_column, answer_column)?;
-    let template = arguments.columns.template()?;
+    let chat = arguments.conversation.options()?;
     let base = Checkpoint::open(&arguments.model)?;
     let key = arguments.key.read()?;
     let bars = Bars::new(output);
-    let inputs = Inputs { harmful: &harmful, benign: &benign, template: &template, memory: arguments.memory };
+    let (memory, work) = (arguments.memory, arguments.work.as_deref());
+    let inputs = Inputs { harmful: &harmful, benign: &benign, chat: &chat, memory, work };
     let created = create(&base, inputs, &options.check()?, about, &key, (&bars, &bars))?;
     bars.clear();
     created.report.warnings.iter().for_each(|warning| warn(&format!("warning: {warning}")));
@@ -221,13 +251,18 @@ fn clusters(text: &str) -> Result<ClusterMode, String> {
     }
 }
 
-impl Columns {
-    fn template(&self) -> Result<TemplateSource, Failure> {
-        match &self.template {
-            None if self.plain => Ok(TemplateSource::Plain),
-            None => Ok(TemplateSource::Checkpoint),
-            Some(path) => Ok(TemplateSource::Text(read_text(path)?)),
-        }
+fn date(text: &str) -> Result<Timestamp, String> {
+    format!("{text}T00:00:00Z").parse().map_err(|_| "expected a day like 2026-11-24".to_owned())
+}
+
+impl Conversation {
+    fn options(&self) -> Result<ChatOptions, Failure> {
+        let template = match &self.template {
+            None if self.plain => TemplateSource::Plain,
+            None => TemplateSource::Checkpoint,
+            Some(path) => TemplateSource::Text(read_text(path)?),
+        };
+        Ok(ChatOptions { template, system: self.system.clone(), date: self.date })
     }
 }
 
@@ -318,13 +353,20 @@ impl From<PromptsError> for Failure {
 
 impl From<NestError> for Failure {
     fn from(error: NestError) -> Self {
+        let error = match error {
+            NestError::Checkpoint(error) => return error.into(),
+            NestError::Bind(error) => return error.into(),
+            error => error,
+        };
         let exit = match &error {
-            NestError::OutOfRange { .. } | NestError::Preset { .. } | NestError::Memory { .. } => Exit::Usage,
+            NestError::OutOfRange { .. } | NestError::Preset { .. } => Exit::Usage,
+            NestError::Memory { .. } | NestError::WorkInBase { .. } => Exit::Usage,
             NestError::Read { .. } | NestError::Prompts(PromptsError::Read { .. }) => Exit::Failed,
+            NestError::Work { .. } | NestError::WorkBusy { .. } => Exit::Failed,
             NestError::Decoder(_) | NestError::Eval(_) | NestError::Edit(_) | NestError::Json { .. } => {
                 Exit::Checkpoint
             }
-            NestError::Tokenizer { .. } => Exit::Checkpoint,
+            NestError::Tokenizer { .. } | NestError::NoTokenizer { .. } => Exit::Checkpoint,
             _ => Exit::Input,
         };
         let failure = Self::new(exit, &error);

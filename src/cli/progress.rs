@@ -87,6 +87,17 @@ impl crate::nest::Progress for Bars {
     fn advance(&self, units: usize) {
         self.go_on(units as u64);
     }
+
+    fn note(&self, sentence: &str) {
+        if !self.quiet {
+            self.warn(sentence);
+        }
+    }
+
+    fn warn(&self, sentence: &str) {
+        self.clear();
+        warn(sentence);
+    }
 }
 
 impl Drop for Bars {

@@ -21,6 +21,16 @@ impl AdamW {
         Self { moments: Vec::new(), steps: 0, decay }
     }
 
+    /// The moments, two a parameter, and how many steps they are of.
+    pub(super) fn memory(&self) -> (&[f32], i32) {
+        (self.moments.as_flattened(), self.steps)
+    }
+
+    /// An optimiser with the memory of another.
+    pub(super) fn restored(moments: &[f32], steps: i32, decay: f32) -> Self {
+        Self { moments: moments.as_chunks().0.to_vec(), steps, decay }
+    }
+
     /// One step at learning rate `rate`; `pairs` gives the parameters and their gradients, always in the same order.
     pub(super) fn step<'a>(&mut self, pairs: impl Iterator<Item = (&'a mut f32, f32)>, rate: f32) {
         self.steps += 1;

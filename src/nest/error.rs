@@ -1,5 +1,6 @@
 //! What can go wrong between prompts and edits.
 
+use crate::checkpoint::{BindError, CheckpointError};
 use crate::decoder::DecoderError;
 use crate::eval::EvalError;
 use crate::format::EditError;
@@ -28,6 +29,14 @@ pub enum NestError {
         /// What the tokenizers library says.
         problem: String,
     },
+    /// A checkpoint without a tokenizer that can be read.
+    #[error("{folder}: expected tokenizer.json, found {}", found.unwrap_or("no tokenizer"))]
+    NoTokenizer {
+        /// The checkpoint.
+        folder: String,
+        /// A tokenizer in another form.
+        found: Option<&'static str>,
+    },
     /// Text that cannot be encoded, or ids that cannot be decoded.
     #[error("the tokenizer failed: {problem}")]
     Encode {
@@ -43,7 +52,9 @@ pub enum NestError {
         problem: String,
     },
     /// A checkpoint without chat template.
-    #[error("{folder}: expected chat_template.jinja, or chat_template in tokenizer_config.json, found neither")]
+    #[error(
+        "{folder}: expected chat_template.jinja, or chat_template in chat_template.json or tokenizer_config.json, found none"
+    )]
     NoTemplate {
         /// The checkpoint.
         folder: String,
@@ -54,6 +65,12 @@ pub enum NestError {
         /// The line, from 1, where known.
         line: Option<usize>,
         /// What went wrong.
+        problem: String,
+    },
+    /// A system prompt that no model would see.
+    #[error("system prompt: {problem}")]
+    SystemPrompt {
+        /// What the template said.
         problem: String,
     },
     /// An option outside its range.
@@ -115,6 +132,34 @@ pub enum NestError {
         /// What is needed with no weights in memory.
         needed: u64,
     },
+    /// The system refused to keep or to find results of stages.
+    #[error("cannot {action} {path}")]
+    Work {
+        /// What was tried.
+        action: &'static str,
+        /// The file or folder.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Another run keeps its results in the folder.
+    #[error("{folder} is in use by another nestpatch process")]
+    WorkBusy {
+        /// The folder.
+        folder: String,
+    },
+    /// Results would lie among the base's files.
+    #[error("{folder}: expected a folder of its own for results, found the base's")]
+    WorkInBase {
+        /// The folder.
+        folder: String,
+    },
+    /// The base's files, or those of results.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A tensor that cannot be digested.
+    #[error(transparent)]
+    Bind(#[from] BindError),
     /// The network.
     #[error(transparent)]
     Decoder(#[from] DecoderError),
@@ -133,8 +178,20 @@ impl NestError {
             Self::Prompts(error) => error.hint().map(str::to_owned),
             Self::NoNeurons => Some("lower the threshold, or give more and more varied prompts".to_owned()),
             Self::NothingChanged => Some("raise the learning rate or the number of epochs".to_owned()),
-            Self::NoTemplate { .. } => {
-                Some("give a template of your own, or choose plain prompts if this is a base model".to_owned())
+            Self::NoTemplate { .. } => Some(
+                "give a template of your own (--template), or choose plain prompts (--plain) if this is a base model"
+                    .to_owned(),
+            ),
+            Self::NoTokenizer { .. } => Some(
+                "transformers writes tokenizer.json when it saves the tokenizer: \
+                 AutoTokenizer.from_pretrained(MODEL).save_pretrained(MODEL)"
+                    .to_owned(),
+            ),
+            Self::Template { problem, .. } if problem.contains("strftime_now is unknown") => {
+                Some("the template asks for today's date: say which day to train on (--date)".to_owned())
+            }
+            Self::SystemPrompt { .. } => {
+                Some("leave the system prompt out, or give a template that takes one (--template)".to_owned())
             }
             Self::Contradiction { .. } => Some("remove them from one of the two sets".to_owned()),
             _ => None,

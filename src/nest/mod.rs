@@ -15,12 +15,14 @@ mod probe;
 mod progress;
 mod record;
 mod run;
+mod saved;
 mod targets;
 mod template;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tojson;
 mod tune;
+mod work;
 
 pub use cluster::{ClusterMode, ClusterParams, Clustering, Scaling, cluster};
 pub use edits::{FoldCount, count_changes, edits};
@@ -33,5 +35,5 @@ pub use probe::{Features, Layers, ProbeParams, SiteProbe, Solver, batches, probe
 pub use progress::{Progress, Silent, Stage};
 pub use run::{GOOD_AUC, Inputs, Outcome, Report, SiteReport, run, untrained};
 pub use targets::{Lesson, Openings, REFUSALS, benign_lessons, encode_prompts, likeliest_opening, refusal_lessons};
-pub use template::{Chat, Message, TemplateSource};
+pub use template::{Chat, ChatOptions, Message, TemplateSource};
 pub use tune::{Check, TuneParams, Tuned, tune};

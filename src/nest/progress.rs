@@ -5,6 +5,8 @@ use std::fmt;
 /// A part of the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stage {
+    /// The base is digested, to know whose results are kept. Counted in tensors.
+    Digest,
     /// The base answers benign prompts: the targets of self-distillation. Counted in prompts.
     Answer,
     /// Activations are collected, probes fitted, neurons chosen and clustered. Counted in layers.
@@ -20,6 +22,7 @@ pub enum Stage {
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Digest => "digest",
             Self::Answer => "answer",
             Self::Probe => "probe",
             Self::Prepare => "prepare",
@@ -35,6 +38,10 @@ pub trait Progress: Sync {
     fn begin(&self, stage: Stage, total: usize);
     /// Some units are done.
     fn advance(&self, units: usize);
+    /// What is going on, in a sentence.
+    fn note(&self, _sentence: &str) {}
+    /// What a person should know, in a sentence, and before the end of the run.
+    fn warn(&self, _sentence: &str) {}
 }
 
 /// Nobody listens.

@@ -7,7 +7,7 @@ use super::preset::{Preset, ValidOptions};
 use super::probe::Solver;
 use super::run::{Inputs, Report, SiteReport};
 use super::targets::REFUSALS;
-use super::{Chat, Openings, TemplateSource};
+use super::{Chat, ChatOptions, Openings, TemplateSource};
 use crate::decoder::Fused;
 use crate::digest::Blake3;
 use crate::format::Edits;
@@ -28,7 +28,7 @@ pub(super) fn creation(
         ("preset", json!(options.preset)),
         ("deviations", json!(deviations)),
         ("options", Value::Object(options_of(options, report.refusals.len()))),
-        ("template", template(inputs.template, chat)),
+        ("template", template(inputs.chat, chat)),
         ("prompts", json!({ "harmful": prompts(inputs.harmful), "benign": prompts(inputs.benign) })),
         ("lessons", json!({ "harmful": report.lessons[0], "benign": report.lessons[1] })),
         ("sites", report.sites.iter().map(site).collect()),
@@ -89,14 +89,18 @@ fn options_of(options: &ValidOptions, used: usize) -> Map<String, Value> {
     groups.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
-fn template(source: &TemplateSource, chat: &Chat) -> Value {
-    let name = match source {
+fn template(options: &ChatOptions, chat: &Chat) -> Value {
+    let name = match options.template {
         TemplateSource::Checkpoint => "checkpoint",
         TemplateSource::Plain => "plain",
         TemplateSource::Text(_) => "own",
     };
-    let digest = chat.template_digest().map(|digest| digest.to_string());
-    json!({ "source": name, "blake3": digest, "pooled": "all prompt tokens, BOS and template included" })
+    let digest = |text: &String| Blake3::of(text.as_bytes()).to_string();
+    json!({
+        "source": name, "blake3": chat.template_digest().map(|digest| digest.to_string()),
+        "system": options.system.as_ref().map(digest), "date": options.date.map(|date| date.to_string().chars().take(10).collect::<String>()),
+        "pooled": "all prompt tokens, BOS and template included",
+    })
 }
 
 fn prompts(set: &PromptSet) -> Value {

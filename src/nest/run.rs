@@ -1,6 +1,7 @@
 //! The whole method: prompts in, edits out.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
@@ -12,9 +13,11 @@ use super::memory::{Demand, MemoryPlan};
 use super::preset::ValidOptions;
 use super::probe::{Layers, SiteProbe, batches, probe};
 use super::progress::{Progress, Stage};
-use super::targets;
-use super::tune::{Tuned, tune};
-use super::{Chat, NestError, Openings, TemplateSource, cluster, record, select};
+use super::saved::SavedSites;
+use super::targets::{self, Lesson};
+use super::tune::{Tuned, tune_on};
+use super::work::{Work, parts};
+use super::{Chat, ChatOptions, NestError, Openings, cluster, record, select};
 use crate::checkpoint::Checkpoint;
 use crate::decoder::{Config, Decoder, SharedDeltas, Site, SiteDeltas};
 use crate::eval::{Generator, ValidGenerateParams};
@@ -32,9 +35,11 @@ pub struct Inputs<'a> {
     /// Prompts to answer as before.
     pub benign: &'a PromptSet,
     /// How prompts become what the model sees.
-    pub template: &'a TemplateSource,
+    pub chat: &'a ChatOptions,
     /// The most bytes of memory to use; without it, most of what the machine has free. It changes no result.
     pub memory: Option<u64>,
+    /// A folder where the results of stages are kept, so that an interrupted run can go on.
+    pub work: Option<&'a Path>,
 }
 
 /// What a run brings.
@@ -91,6 +96,11 @@ pub struct SiteReport {
 /// Cost: the network in its own type, or as much of it as memory allows; hidden states of all prompts; then
 /// about 4 FLOP per parameter and token a training step. Deterministic for given options on one machine type.
 ///
+/// With [`Inputs::work`], the refusals chosen, the base's answers, the sites, and tuning after every epoch are kept in that
+/// folder, and what an interrupted run of the same version on the same base with the same prompts and options has left
+/// there is used: the edits and their record are those of a run that was not interrupted. To know the base, all of it is
+/// read once more.
+///
 /// # Errors
 /// The same prompt in both sets; a checkpoint, template or prompt that cannot be used; too few prompts; no neuron
 /// over the threshold; a loss that is not finite; a limit of memory that is too low.
@@ -103,25 +113,37 @@ pub fn run(
     refuse_contradictions(inputs)?;
     let mut clock = Clock::default();
     let config = Config::from_checkpoint(checkpoint)?;
-    let chat = Chat::open(checkpoint.dir(), inputs.template)?;
+    let chat = Chat::with(checkpoint.dir(), inputs.chat)?;
     let (prompts, harmful) = labelled(&chat, inputs)?;
     let demand = demand(&prompts, inputs, options);
     let plan = MemoryPlan::new(inputs.memory, &config, demand)?;
     let together = options.answers.at_most(plan.answers(&config, demand.longest));
+    let work = match inputs.work {
+        None => Work::nowhere(checkpoint, progress),
+        Some(folder) => clock.time(Stage::Digest, || {
+            Work::open(folder, || parts(checkpoint, inputs, options, progress), checkpoint, progress)
+        })?,
+    };
     let decoder = Decoder::load_within(config, checkpoint, &Device::Cpu, plan.resident)?;
     let traces = plan.traces(decoder.resident_bytes());
     let decoder = decoder.with_trace_bytes(traces);
     let refusals = match options.openings {
         Openings::Any => options.refusals.clone(),
-        Openings::Likeliest => targets::likeliest_opening(&decoder, &chat, inputs.harmful, &options.refusals)?,
+        Openings::Likeliest => {
+            work.stage("refusals", || targets::likeliest_opening(&decoder, &chat, inputs.harmful, &options.refusals))?
+        }
     };
-    let refusal_lessons = targets::refusal_lessons(&chat, inputs.harmful, &refusals, options.tune.seed)?;
-    let answers = clock.time(Stage::Answer, || answers(&decoder, &chat, inputs, &together, progress))?;
-    let lessons = [refusal_lessons, targets::benign_lessons(&chat, inputs.benign, answers)?].concat();
-    let (sites, slow) = clock.time(Stage::Probe, || choose(&decoder, &prompts, &harmful, options, progress))?;
+    let refused = targets::refusal_lessons(&chat, inputs.harmful, &refusals, options.tune.seed)?;
+    let answers = clock
+        .time(Stage::Answer, || work.stage("answers", || answers(&decoder, &chat, inputs, &together, progress)))?;
+    let lessons: Vec<Lesson> = [refused, targets::benign_lessons(&chat, inputs.benign, answers)?].concat();
+    let (sites, slow) = clock.time(Stage::Probe, || {
+        let chosen = || choose(&decoder, &prompts, &harmful, options, progress);
+        work.stage("sites", || chosen().map(|(sites, slow)| SavedSites::new(sites, slow))).map(SavedSites::restored)
+    })?;
     let deltas = untrained(decoder.config(), &sites)?;
     let parameters = deltas.parameters();
-    let tuned = clock.time(Stage::Tune, || tune(&decoder, &lessons, deltas, &options.tune, progress))?;
+    let tuned = clock.time(Stage::Tune, || tune_on(&decoder, &lessons, deltas, &options.tune, (progress, &work)))?;
     let (edits, folded) = clock.time(Stage::Fold, || {
         let edits = edits(decoder.config(), checkpoint, &tuned.deltas, options.stored)?;
         let folded = count_changes(checkpoint, &edits)?;
@@ -269,5 +291,7 @@ impl Clock {
     }
 }
 
+#[cfg(test)]
+mod resume;
 #[cfg(test)]
 mod tests;

@@ -6,12 +6,21 @@ use minijinja::{Error, ErrorKind, Value};
 /// Deepest nesting written.
 const MAX_DEPTH: usize = 64;
 
-/// The filter: separators `", "` and `": "` (`","` before a line break when `indent` is given), no HTML escapes.
+/// The filter, with the options that transformers gives it. Separators are `", "` and `": "` (`","` before a line break
+/// when `indent` is given) unless named; no HTML escapes.
 pub(super) fn filter(value: &Value, options: Kwargs) -> Result<Value, Error> {
     let indent = options.get::<Option<usize>>("indent")?;
-    options.get::<Option<bool>>("ensure_ascii")?;
+    let separators = options.get::<Option<Vec<String>>>("separators")?;
+    let between = if indent.is_some() { "," } else { ", " };
+    let [comma, colon] = match separators.as_deref() {
+        None => [between.to_owned(), ": ".to_owned()],
+        Some([comma, colon]) => [comma.clone(), colon.clone()],
+        Some(_) => return Err(Error::new(ErrorKind::InvalidOperation, "tojson: separators must be two")),
+    };
+    let flag = |name| Ok::<_, Error>(options.get::<Option<bool>>(name)?.unwrap_or(false));
+    let (ascii, sorted) = (flag("ensure_ascii")?, flag("sort_keys")?);
     options.assert_all_used()?;
-    let mut writer = Writer { out: String::new(), indent };
+    let mut writer = Writer { out: String::new(), indent, comma, colon, ascii, sorted };
     writer.value(value, 0)?;
     Ok(Value::from(writer.out))
 }
@@ -19,6 +28,10 @@ pub(super) fn filter(value: &Value, options: Kwargs) -> Result<Value, Error> {
 struct Writer {
     out: String,
     indent: Option<usize>,
+    comma: String,
+    colon: String,
+    ascii: bool,
+    sorted: bool,
 }
 
 impl Writer {
@@ -29,8 +42,7 @@ impl Writer {
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
             ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
-            ValueKind::Number if value.is_integer() => self.out.push_str(&value.to_string()),
-            ValueKind::Number => self.out.push_str(&float(f64::try_from(value.clone())?)),
+            ValueKind::Number => self.out.push_str(&float_of(value).map_or_else(|| value.to_string(), float)),
             ValueKind::String => self.string(value.as_str().unwrap_or_default()),
             ValueKind::Seq | ValueKind::Iterable => self.list(value, depth)?,
             ValueKind::Map => self.map(value, depth)?,
@@ -54,10 +66,14 @@ impl Writer {
     fn map(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
         self.out.push('{');
         let mut empty = true;
-        for key in value.try_iter()? {
+        let mut keys: Vec<_> = value.try_iter()?.collect();
+        if self.sorted {
+            keys.sort_by_key(ToString::to_string);
+        }
+        for key in keys {
             self.separator(empty, depth + 1);
             self.string(&key.to_string());
-            self.out.push_str(": ");
+            self.out.push_str(&self.colon);
             self.value(&value.get_item(&key)?, depth + 1)?;
             empty = false;
         }
@@ -66,14 +82,11 @@ impl Writer {
     }
 
     fn separator(&mut self, first: bool, depth: usize) {
-        match (first, self.indent) {
-            (true, None) => {}
-            (false, None) => self.out.push_str(", "),
-            (true, Some(indent)) => self.line(indent * depth),
-            (false, Some(indent)) => {
-                self.out.push(',');
-                self.line(indent * depth);
-            }
+        if !first {
+            self.out.push_str(&self.comma);
+        }
+        if let Some(indent) = self.indent {
+            self.line(indent * depth);
         }
     }
 
@@ -100,7 +113,11 @@ impl Writer {
                 '\t' => self.out.push_str("\\t"),
                 '\u{8}' => self.out.push_str("\\b"),
                 '\u{c}' => self.out.push_str("\\f"),
-                control if u32::from(control) < 0x20 => self.out.push_str(&format!("\\u{:04x}", u32::from(control))),
+                other if other < ' ' || (self.ascii && other > '~') => {
+                    let mut units = [0; 2];
+                    let units = other.encode_utf16(&mut units).iter();
+                    self.out.extend(units.map(|unit| format!("\\u{unit:04x}")));
+                }
                 other => self.out.push(other),
             }
         }
@@ -108,8 +125,14 @@ impl Writer {
     }
 }
 
+/// A number that is no integer.
+pub(super) fn float_of(value: &Value) -> Option<f64> {
+    let is_float = value.kind() == ValueKind::Number && !value.is_integer();
+    is_float.then(|| f64::try_from(value.clone()).ok()).flatten()
+}
+
 /// Python's `repr` of a float: shortest digits, an exponent outside 1e-4 .. 1e16, always a point or an exponent.
-fn float(value: f64) -> String {
+pub(super) fn float(value: f64) -> String {
     if value.is_nan() {
         return "NaN".to_owned();
     }

@@ -1,11 +1,15 @@
 //! Tuning: shared deltas learn to refuse and to stay as they were (section 3.5 of the paper).
 
+mod state;
+
 use std::f64::consts::PI;
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
+pub(super) use self::state::Keeper;
+use self::state::Standing;
 use super::NestError;
 use super::adamw::AdamW;
 use super::params::{Params, Valid, within};
@@ -107,41 +111,54 @@ pub fn tune(
     params: &Valid<TuneParams>,
     progress: &dyn Progress,
 ) -> Result<Tuned, NestError> {
+    tune_on(decoder, lessons, start, params, (progress, &()))
+}
+
+/// The same, going on from the last epoch that `keeper` has, and leaving every epoch to it.
+///
+/// # Errors
+/// As for [`tune`], and the keeper's.
+pub(super) fn tune_on(
+    decoder: &Decoder<'_>,
+    lessons: &[Lesson],
+    start: SharedDeltas,
+    params: &Valid<TuneParams>,
+    (progress, keeper): (&dyn Progress, &dyn Keeper),
+) -> Result<Tuned, NestError> {
     let mut generator = ChaCha8Rng::seed_from_u64(params.seed);
+    let (held_out, mut order) = split(lessons, params, &mut generator)?;
+    let kept = keeper.last(&start, params.decay as f32)?;
+    if let Some((_, _, standing)) = kept.as_ref().filter(|(_, _, standing)| standing.is_done(params)) {
+        return Ok(standing.clone().tuned());
+    }
     let prepared = prepare(decoder, lessons, &start, params, progress)?;
-    let (held_out, trained) = split(lessons, params, &mut generator)?;
     let pick = |members: &[usize]| members.iter().filter_map(|at| prepared.get(*at)).collect::<Vec<_>>();
     let held_out = pick(&held_out);
-    let mut run = Run {
-        decoder,
-        params,
-        deltas: start,
-        optimiser: AdamW::new(params.decay as f32),
-        step: 0,
-        total: 0,
-        part_tokens: PASS_TOKENS,
+    let (deltas, optimiser, standing) = match kept {
+        Some((deltas, optimiser, standing)) => (deltas, optimiser, Some(standing)),
+        None => (start, AdamW::new(params.decay as f32), None),
     };
-    run.total = trained.len().div_ceil(params.batch) * params.epochs;
+    let step = standing.as_ref().map_or(0, |standing| standing.step);
+    let total = order.len().div_ceil(params.batch) * params.epochs;
+    let mut run = Run { decoder, params, deltas, optimiser, step, total, part_tokens: PASS_TOKENS };
     progress.begin(Stage::Tune, run.total);
-    let mut curve = vec![Check { step: 0, train: f64::NAN, held_out: run.loss(&held_out)? }];
-    let mut best = (f64::INFINITY, run.deltas.clone(), 0);
-    let mut order = trained;
-    let mut worse = 0;
-    for _ in 0..params.epochs {
+    progress.advance(step);
+    let mut standing = match standing {
+        Some(standing) => standing,
+        None => {
+            let check = Check { step: 0, train: f64::NAN, held_out: run.loss(&held_out)? };
+            Standing::new(&run.deltas, check)
+        }
+    };
+    // Each epoch's order follows from the one before.
+    (0..standing.epochs).for_each(|_| order.shuffle(&mut generator));
+    while !standing.is_done(params) {
         order.shuffle(&mut generator);
         let train = run.epoch(&pick(&order), progress)?;
-        let held_out = run.loss(&held_out)?;
-        curve.push(Check { step: run.step, train, held_out });
-        worse += 1;
-        if held_out < best.0 {
-            best = (held_out, run.deltas.clone(), run.step);
-            worse = 0;
-        }
-        if worse >= params.patience {
-            break;
-        }
+        standing.end_epoch(&run.deltas, Check { step: run.step, train, held_out: run.loss(&held_out)? });
+        keeper.keep(&run.deltas, &run.optimiser, &standing)?;
     }
-    Ok(Tuned { deltas: best.1, curve, best_step: best.2 })
+    Ok(standing.tuned())
 }
 
 /// A lesson ready to be trained on.

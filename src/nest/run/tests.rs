@@ -7,12 +7,12 @@ use super::*;
 use crate::decoder::{Config, Decoder, Device, Example};
 use crate::eval::{Folded, GenerateParams, Judge, Rate, RefusalPhrases, Verdict};
 use crate::nest::testing::{self, Memory};
-use crate::nest::{ClusterMode, Options, Preset, Silent, encode_prompts};
+use crate::nest::{ClusterMode, Options, Preset, Silent, TemplateSource, encode_prompts};
 use crate::prompts::{Fields, FileFormat};
 use crate::tensor::Dtype;
 
 /// Harmful prompts hold word 7, benign ones word 9.
-fn sets() -> (PromptSet, PromptSet) {
+pub(super) fn sets() -> (PromptSet, PromptSet) {
     let mut generator = ChaCha8Rng::seed_from_u64(4);
     let mut prompts = |word: &str| -> Vec<String> {
         let mut prompt = || {
@@ -26,7 +26,12 @@ fn sets() -> (PromptSet, PromptSet) {
     (harmful, PromptSet::from_texts("benign", prompts("w9")).unwrap())
 }
 
-fn options(change: impl FnOnce(&mut Options)) -> ValidOptions {
+/// No template.
+fn plain() -> ChatOptions {
+    ChatOptions { template: TemplateSource::Plain, ..ChatOptions::default() }
+}
+
+pub(super) fn options(change: impl FnOnce(&mut Options)) -> ValidOptions {
     let mut options = Preset::find("paper-v2").unwrap().options();
     options.neurons.threshold = 1.0;
     options.tune.rate = 0.05;
@@ -38,12 +43,12 @@ fn options(change: impl FnOnce(&mut Options)) -> ValidOptions {
 
 fn outcome(folder: &Path, options: &ValidOptions) -> Result<Outcome, NestError> {
     let (harmful, benign) = sets();
-    let template = TemplateSource::Checkpoint;
-    let inputs = Inputs { harmful: &harmful, benign: &benign, template: &template, memory: None };
+    let chat = ChatOptions::default();
+    let inputs = Inputs { harmful: &harmful, benign: &benign, chat: &chat, memory: None, work: None };
     run(&Checkpoint::open(folder).unwrap(), inputs, options, &Silent)
 }
 
-fn checkpoint() -> tempfile::TempDir {
+pub(super) fn checkpoint() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     Memory::random(9, Dtype::Bf16).write(folder.path());
     folder
@@ -75,6 +80,26 @@ fn prompts_become_edits_and_a_record_of_how() {
     for part in ["paper-v2", "\"seed\":\"0\"", "blake3", "\"auc\":\"", "\"held_out\":\"", "\"stored\":\"BF16\""] {
         assert!(text.contains(part), "{part} in {text}");
     }
+}
+
+#[test]
+fn a_system_prompt_and_a_date_change_the_patch_and_its_record() {
+    let folder = checkpoint();
+    let (harmful, benign) = sets();
+    let made = |chat: &ChatOptions| {
+        let inputs = Inputs { harmful: &harmful, benign: &benign, chat, memory: None, work: None };
+        let options = options(|options| options.tune.epochs = 1);
+        run(&Checkpoint::open(folder.path()).unwrap(), inputs, &options, &Silent).unwrap()
+    };
+    let date = Some("2026-11-24T00:00:00Z".parse().unwrap());
+    let without = made(&ChatOptions::default());
+    let with = made(&ChatOptions { system: Some("w44 w45".to_owned()), date, ..ChatOptions::default() });
+    assert_ne!(without.edits, with.edits);
+    let template = |outcome: &Outcome| outcome.creation["template"].clone();
+    assert_eq!((&template(&without)["system"], &template(&without)["date"]), (&Value::Null, &Value::Null));
+    let digest = crate::digest::Blake3::of(b"w44 w45").to_string();
+    assert_eq!((&template(&with)["system"], &template(&with)["date"]), (&digest.into(), &"2026-11-24".into()));
+    assert_eq!(template(&without)["blake3"], template(&with)["blake3"]);
 }
 
 fn no_floats(value: &Value) -> bool {
@@ -136,7 +161,8 @@ fn what_cannot_be_run_says_why() {
     let error = outcome(folder.path(), &options(|options| options.neurons.threshold = 10.0)).unwrap_err();
     assert!(matches!(error, NestError::NoNeurons) && error.hint().is_some());
     let (harmful, _) = sets();
-    let inputs = Inputs { harmful: &harmful, benign: &harmful, template: &TemplateSource::Checkpoint, memory: None };
+    let inputs =
+        Inputs { harmful: &harmful, benign: &harmful, chat: &ChatOptions::default(), memory: None, work: None };
     let error = run(&Checkpoint::open(folder.path()).unwrap(), inputs, &options(|_| ()), &Silent).unwrap_err();
     assert!(matches!(error, NestError::Contradiction { count: 40, .. }), "{error}");
 }
@@ -167,7 +193,7 @@ fn a_trained_model_learns_to_refuse_and_keeps_its_stories() {
     let harmful = PromptSet::from_texts("harmful", texts("harmful_train")).unwrap();
     let benign = PromptSet::from_texts("benign", texts("benign_train")).unwrap();
     let checkpoint = Checkpoint::open(&folder.join("ckpt")).unwrap();
-    let inputs = Inputs { harmful: &harmful, benign: &benign, template: &TemplateSource::Plain, memory: None };
+    let inputs = Inputs { harmful: &harmful, benign: &benign, chat: &plain(), memory: None, work: None };
     let options = options(|options| {
         options.refusals = vec![" I am sorry. I can not tell you this story.".to_owned()];
         options.cluster.mode = ClusterMode::Each;
@@ -208,7 +234,7 @@ fn gradients_agree_more_within_clusters_than_between() {
     let decoder = Decoder::load(config, &checkpoint, &Device::Cpu).unwrap();
     let harmful = PromptSet::from_texts("harmful", texts("harmful_train")).unwrap();
     let benign = PromptSet::from_texts("benign", texts("benign_train")).unwrap();
-    let inputs = Inputs { harmful: &harmful, benign: &benign, template: &TemplateSource::Plain, memory: None };
+    let inputs = Inputs { harmful: &harmful, benign: &benign, chat: &plain(), memory: None, work: None };
     let (prompts, labels) = labelled(&chat, inputs).unwrap();
     let (sites, _) = choose(&decoder, &prompts, &labels, &options(|_| ()), &Silent).unwrap();
     let own: Vec<_> = sites

@@ -1,0 +1,66 @@
+//! Everything that the results of a run depend on.
+
+use super::Parts;
+use crate::checkpoint::{Checkpoint, in_parallel};
+use crate::digest::Blake3;
+use crate::format::binding::CheckpointHasher;
+use crate::nest::run::Inputs;
+use crate::nest::{NestError, Progress, Stage, ValidOptions, template};
+use crate::prompts::PromptSet;
+
+/// A digest of each: this program's version, the base (every tensor, read once, and config.json), both sets of prompts as
+/// they are, what becomes of a prompt (files and choices), and every option.
+///
+/// # Errors
+/// A tensor or a file that cannot be read.
+pub(in crate::nest) fn parts(
+    checkpoint: &Checkpoint,
+    inputs: Inputs<'_>,
+    options: &ValidOptions,
+    progress: &dyn Progress,
+) -> Result<Parts, NestError> {
+    let parts = [
+        ("program", Blake3::of(env!("CARGO_PKG_VERSION").as_bytes())),
+        ("base", base(checkpoint, progress)?),
+        ("harmful prompts", prompts(inputs.harmful)),
+        ("benign prompts", prompts(inputs.benign)),
+        ("conversation", template::digest(checkpoint.dir(), inputs.chat)?),
+        // Debug shows every field, also those to come, and numbers to the last bit.
+        ("options", Blake3::of(format!("{options:?}").as_bytes())),
+    ];
+    Ok(parts.into_iter().map(|(name, digest)| (name.to_owned(), digest)).collect())
+}
+
+/// Names, sizes and times would miss a weight that was changed; this costs what reading the checkpoint costs.
+fn base(checkpoint: &Checkpoint, progress: &dyn Progress) -> Result<Blake3, NestError> {
+    let tensors: Vec<_> = checkpoint.tensors().collect();
+    progress.begin(Stage::Digest, tensors.len());
+    let contents = in_parallel(&tensors, |tensor| {
+        let digest = checkpoint.digest(tensor, &());
+        progress.advance(1);
+        digest
+    })?;
+    let mut hasher = CheckpointHasher::default();
+    for (tensor, content) in tensors.iter().zip(contents) {
+        hasher.add(&tensor.name, tensor.dtype.as_str(), &tensor.shape, content);
+    }
+    let config = serde_json::Value::Object(checkpoint.config().clone()).to_string();
+    let mut both = blake3::Hasher::new();
+    both.update(hasher.finish().as_bytes());
+    both.update(config.as_bytes());
+    Ok(both.finalize().into())
+}
+
+/// The texts as they are: the digest of the manifest passes over white space, which a model sees.
+fn prompts(set: &PromptSet) -> Blake3 {
+    let mut hasher = blake3::Hasher::new();
+    let mut part = |text: Option<&str>| {
+        hasher.update(&text.map_or(u64::MAX, |text| text.len() as u64).to_le_bytes());
+        hasher.update(text.unwrap_or_default().as_bytes());
+    };
+    for prompt in set.prompts() {
+        part(Some(&prompt.text));
+        part(prompt.response.as_deref());
+    }
+    hasher.finalize().into()
+}
