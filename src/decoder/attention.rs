@@ -5,14 +5,16 @@
 
 use std::ops::Range;
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::config::AttentionShape;
+use super::error::Result;
 use super::kernels;
 use super::norm::Norm;
+use super::product::{Mat, product};
 use super::rope::RopeTable;
-use super::storage::{View, matrix, update};
+use super::storage::{View, matrix};
 
 /// Which rows of a packed batch ask, and which they may look at.
 #[derive(Debug, Clone)]
@@ -75,9 +77,24 @@ pub(super) struct Inputs {
 
 /// One sequence and key head, gathered, normalised and turned: query heads one behind the other, times the scale.
 struct Task {
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
+    queries: Vec<f32>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    head_dim: usize,
+}
+
+impl Task {
+    fn queries(&self) -> Mat<'_> {
+        Mat::new(&self.queries, self.head_dim)
+    }
+
+    fn keys(&self) -> Mat<'_> {
+        Mat::new(&self.keys, self.head_dim)
+    }
+
+    fn values(&self) -> Mat<'_> {
+        Mat::new(&self.values, self.head_dim)
+    }
 }
 
 impl Attention {
@@ -89,7 +106,7 @@ impl Attention {
             .map(|(span, head)| {
                 let task = self.gather(&views, span, head, spans, rope)?;
                 let (probabilities, _) = self.probabilities(&task, span, spans)?;
-                probabilities.matmul(&task.values)?.flatten_all()?.to_vec1()
+                product(Mat::new(&probabilities, span.keys.len()), task.values())
             })
             .collect();
         let width = self.shape.query_width();
@@ -97,7 +114,7 @@ impl Attention {
         for ((span, head), attended) in self.list(spans).into_iter().zip(tasks?) {
             self.scatter_queries(&mut out, &attended, span, head);
         }
-        matrix(out, width)
+        Ok(matrix(out, width)?)
     }
 
     /// The gradient with respect to queries, keys and values, given that with respect to the output.
@@ -133,11 +150,13 @@ impl Attention {
     ) -> Result<[Vec<f32>; 3]> {
         let task = self.gather(views, span, head, spans, rope)?;
         let (probabilities, capped) = self.probabilities(&task, span, spans)?;
-        let grad = matrix(self.gather_queries(grad, span, head), self.shape.head_dim)?;
-        let d_values = probabilities.t()?.matmul(&grad)?;
-        let d_scores = self.scores_grad(&grad.matmul(&task.values.t()?)?, &probabilities, capped.as_ref())?;
-        let mut d_queries: Vec<f32> = d_scores.matmul(&task.keys)?.flatten_all()?.to_vec1()?;
-        let mut d_keys: Vec<f32> = d_scores.t()?.matmul(&task.queries)?.flatten_all()?.to_vec1()?;
+        let (grad, keys) = (self.gather_queries(grad, span, head), span.keys.len());
+        let grad = Mat::new(&grad, self.shape.head_dim);
+        let d_values = product(Mat::new(&probabilities, keys).t(), grad)?;
+        let mut d_scores = product(grad, task.values().t())?;
+        self.scores_grad(&mut d_scores, &probabilities, capped.as_deref(), keys);
+        let d_scores = Mat::new(&d_scores, keys);
+        let (mut d_queries, mut d_keys) = (product(d_scores, task.keys())?, product(d_scores.t(), task.queries())?);
         let (length, head_dim) = (span.keys.len(), self.shape.head_dim);
         kernels::scale(&mut d_queries, self.shape.scale);
         let positions = span.positions(&spans.rows).cycle_over(self.group());
@@ -149,24 +168,16 @@ impl Attention {
             d_queries = through(query_norm, &d_queries, &queries);
             d_keys = through(key_norm, &d_keys, &keys);
         }
-        Ok([d_queries, d_keys, d_values.flatten_all()?.to_vec1()?])
+        Ok([d_queries, d_keys, d_values])
     }
 
     /// The gradient with respect to the scores, over that with respect to the probabilities.
-    fn scores_grad(&self, grad: &Tensor, probabilities: &Tensor, capped: Option<&Tensor>) -> Result<Tensor> {
-        let width = probabilities.dim(1)?;
-        let probabilities = View::of(probabilities)?;
-        let probabilities = probabilities.values()?;
-        update(grad, |grad| {
-            let rows = grad.chunks_exact_mut(width).zip(probabilities.chunks_exact(width));
-            rows.for_each(|(grad, row)| kernels::softmax_grad(grad, row));
-        })?;
+    fn scores_grad(&self, grad: &mut [f32], probabilities: &[f32], capped: Option<&[f32]>, keys: usize) {
+        let rows = grad.chunks_exact_mut(keys).zip(probabilities.chunks_exact(keys));
+        rows.for_each(|(grad, row)| kernels::softmax_grad(grad, row));
         if let (Some(capped), Some(cap)) = (capped, self.shape.softcap) {
-            let capped = View::of(capped)?;
-            let capped = capped.values()?;
-            update(grad, |grad| kernels::soft_cap_grad(grad, capped, cap))?;
+            kernels::soft_cap_grad(grad, capped, cap);
         }
-        Ok(grad.clone())
     }
 
     /// Query heads to a key head.
@@ -194,28 +205,19 @@ impl Attention {
         keys.chunks_exact_mut(head_dim).enumerate().for_each(|(at, head)| rope.rotate(head, at, length));
         kernels::scale(&mut queries, self.shape.scale);
         let values = gather(views.values()?, span.keys.clone(), self.shape.kv_width(), head * head_dim, head_dim);
-        Ok(Task {
-            queries: matrix(queries, head_dim)?,
-            keys: matrix(keys, head_dim)?,
-            values: matrix(values, head_dim)?,
-        })
+        Ok(Task { queries, keys, values, head_dim })
     }
 
     /// Attention probabilities, and the scores after their soft cap if there is one.
-    fn probabilities(&self, task: &Task, span: &Span, spans: &Spans) -> Result<(Tensor, Option<Tensor>)> {
-        let scores = task.queries.matmul(&task.keys.t()?)?;
-        let capped = match self.shape.softcap {
-            Some(cap) => {
-                update(&scores, |scores| kernels::soft_cap(scores, cap))?;
-                Some(scores.copy()?)
-            }
-            None => None,
-        };
+    fn probabilities(&self, task: &Task, span: &Span, spans: &Spans) -> Result<(Vec<f32>, Option<Vec<f32>>)> {
+        let mut scores = product(task.queries(), task.keys().t())?;
+        let capped = self.shape.softcap.map(|cap| {
+            kernels::soft_cap(&mut scores, cap);
+            scores.clone()
+        });
         let positions = span.positions(&spans.rows).cycle_over(self.group());
-        update(&scores, |scores| {
-            let rows = scores.chunks_exact_mut(span.keys.len()).zip(positions);
-            rows.for_each(|(row, position)| kernels::masked_softmax(row, self.seen(position)));
-        })?;
+        let rows = scores.chunks_exact_mut(span.keys.len()).zip(positions);
+        rows.for_each(|(row, position)| kernels::masked_softmax(row, self.seen(position)));
         Ok((scores, capped))
     }
 
@@ -294,14 +296,14 @@ impl<'a> Views<'a> {
     }
 
     fn queries(&self) -> Result<&[f32]> {
-        self.queries.values()
+        Ok(self.queries.values()?)
     }
 
     fn keys(&self) -> Result<&[f32]> {
-        self.keys.values()
+        Ok(self.keys.values()?)
     }
 
     fn values(&self) -> Result<&[f32]> {
-        self.values.values()
+        Ok(self.values.values()?)
     }
 }

@@ -106,6 +106,16 @@ pub enum DecoderError {
         /// Its value.
         value: f64,
     },
+    /// Matrices that cannot be multiplied: a fault of the library.
+    #[error("cannot multiply {left} by {right} into {into}")]
+    Product {
+        /// Rows and columns of the left one.
+        left: String,
+        /// Rows and columns of the right one.
+        right: String,
+        /// Rows and columns of the result.
+        into: String,
+    },
     /// A device without kernels for this network.
     #[error("device {found}: expected cpu")]
     Device {

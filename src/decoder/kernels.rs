@@ -299,13 +299,11 @@ impl Widen for f16 {
 }
 
 /// Elements of N bytes as f32.
-pub(super) fn widen_bytes<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f32 + Sync) -> Vec<f32> {
+pub(super) fn widen_bytes<const N: usize>(bytes: &[u8], into: &mut [f32], value: impl Fn([u8; N]) -> f32 + Sync) {
     let elements = bytes.as_chunks::<N>().0;
-    let mut into = vec![0.0; elements.len()];
     into.par_chunks_mut(TASK).zip(elements.par_chunks(TASK)).for_each(|(into, from)| {
         into.iter_mut().zip(from).for_each(|(into, from)| *into = value(*from));
     });
-    into
 }
 
 /// The first value that is not finite, and where.
@@ -319,10 +317,8 @@ pub(super) fn first_not_finite(values: &[f32]) -> Option<(usize, f32)> {
 }
 
 /// Stored weights as f32.
-pub(super) fn widen<T: Widen>(from: &[T]) -> Vec<f32> {
-    let mut into = vec![0.0; from.len()];
+pub(super) fn widen<T: Widen>(from: &[T], into: &mut [f32]) {
     into.par_chunks_mut(TASK).zip(from.par_chunks(TASK)).for_each(|(into, from)| T::widen(from, into));
-    into
 }
 
 #[cfg(test)]
@@ -362,8 +358,11 @@ mod tests {
         let all: Vec<u16> = (0..=u16::MAX).collect();
         let brain: Vec<bf16> = all.iter().map(|bits| bf16::from_bits(*bits)).collect();
         let ieee: Vec<f16> = all.iter().map(|bits| f16::from_bits(*bits)).collect();
-        assert!(widen(&brain).iter().zip(&brain).all(|(w, b)| w.to_bits() == b.to_f32().to_bits() || w.is_nan()));
-        assert!(widen(&ieee).iter().zip(&ieee).all(|(w, h)| w.to_bits() == h.to_f32().to_bits() || w.is_nan()));
+        let mut wide = vec![0.0; all.len()];
+        widen(&brain, &mut wide);
+        assert!(wide.iter().zip(&brain).all(|(w, b)| w.to_bits() == b.to_f32().to_bits() || w.is_nan()));
+        widen(&ieee, &mut wide);
+        assert!(wide.iter().zip(&ieee).all(|(w, h)| w.to_bits() == h.to_f32().to_bits() || w.is_nan()));
     }
 
     #[test]

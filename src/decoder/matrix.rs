@@ -7,6 +7,7 @@ use half::{bf16, f16};
 
 use super::error::{DecoderError, Result};
 use super::kernels::{self, Widen};
+use super::product::Mat;
 use super::storage::matrix;
 use super::weights::{Weights, check_finite};
 use crate::tensor::{Dtype, TensorName};
@@ -41,6 +42,13 @@ pub(super) struct Stored<'w> {
     first: usize,
 }
 
+/// A block on its way: as it is stored, and widened.
+#[derive(Default)]
+struct Scratch {
+    bytes: Vec<u8>,
+    values: Vec<f32>,
+}
+
 impl fmt::Debug for Stored<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} of {} from row {}", self.name, self.dtype, self.first)
@@ -67,6 +75,10 @@ impl<'w> Matrix<'w> {
         self.rows
     }
 
+    pub(super) fn columns(&self) -> usize {
+        self.columns
+    }
+
     /// Some rows, as a matrix; nothing is copied.
     pub(super) fn slice(&self, first: usize, rows: usize) -> Result<Self> {
         let place = match &self.place {
@@ -76,14 +88,33 @@ impl<'w> Matrix<'w> {
         Ok(Self { place, rows, columns: self.columns })
     }
 
-    /// All rows in blocks, each with its first row. The blocks are the same wherever the matrix lies, and so are sums over
-    /// them. Resident f32 weights are not copied.
-    pub(super) fn blocks(&self) -> impl ExactSizeIterator<Item = (usize, Result<Tensor>)> {
+    /// Shows all rows in blocks, each with its first row and in f32. The blocks are the same wherever the matrix lies, and
+    /// so are sums over them.
+    pub(super) fn for_each_block(&self, mut visit: impl FnMut(usize, Mat<'_>) -> Result<()>) -> Result<()> {
         let rows = (BLOCK / self.columns.max(1)).clamp(1, self.rows.max(1));
-        (0..self.rows.div_ceil(rows)).map(move |index| {
-            let first = index * rows;
-            (first, self.block(first, rows.min(self.rows - first)))
-        })
+        let mut scratch = Scratch::default();
+        for first in (0..self.rows).step_by(rows) {
+            let rows = rows.min(self.rows - first);
+            match &self.place {
+                Place::Resident(tensor) => {
+                    let (storage, layout) = tensor.storage_and_layout();
+                    let start = layout.start_offset() + first * self.columns;
+                    let span = start..start + rows * self.columns;
+                    let block = match &*storage {
+                        Storage::Cpu(CpuStorage::F32(weights)) => weights.get(span).unwrap_or_default(),
+                        Storage::Cpu(CpuStorage::BF16(weights)) => widened(weights.get(span), &mut scratch.values),
+                        Storage::Cpu(CpuStorage::F16(weights)) => widened(weights.get(span), &mut scratch.values),
+                        _ => return Err(elsewhere()),
+                    };
+                    visit(first, Mat::new(block, self.columns))?;
+                }
+                Place::Stored(stored) => {
+                    stored.read(first, rows, self.columns, &mut scratch)?;
+                    visit(first, Mat::new(&scratch.values, self.columns))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The rows that `rows` names, in f32.
@@ -95,39 +126,35 @@ impl<'w> Matrix<'w> {
             }
             Place::Stored(stored) => {
                 let mut values = Vec::with_capacity(rows.len() * self.columns);
+                let mut scratch = Scratch::default();
                 for row in rows {
-                    values.extend(stored.read(*row as usize, 1, self.columns)?);
+                    stored.read(*row as usize, 1, self.columns, &mut scratch)?;
+                    values.extend_from_slice(&scratch.values);
                 }
                 Ok(matrix(values, self.columns)?)
             }
-        }
-    }
-
-    fn block(&self, first: usize, rows: usize) -> Result<Tensor> {
-        let tensor = match &self.place {
-            Place::Resident(tensor) => tensor.narrow(0, first, rows)?,
-            Place::Stored(stored) => return Ok(matrix(stored.read(first, rows, self.columns)?, self.columns)?),
-        };
-        let (storage, layout) = tensor.storage_and_layout();
-        let Some((start, end)) = layout.contiguous_offsets() else {
-            return Err(candle_core::Error::Msg("weights must be contiguous".to_owned()).into());
-        };
-        match &*storage {
-            Storage::Cpu(CpuStorage::BF16(weights)) => widened(weights.get(start..end), self.columns),
-            Storage::Cpu(CpuStorage::F16(weights)) => widened(weights.get(start..end), self.columns),
-            _ => Ok(tensor.clone()),
         }
     }
 }
 
 impl Stored<'_> {
     /// Some rows in f32, checked to be finite each time: nobody else has read them.
-    fn read(&self, first: usize, rows: usize, columns: usize) -> Result<Vec<f32>> {
+    fn read(&self, first: usize, rows: usize, columns: usize, scratch: &mut Scratch) -> Result<()> {
         let first = self.first + first;
-        let bytes = self.weights.read_rows(&self.name, first..first + rows, columns * self.dtype.size())?;
-        let values = values(self.dtype, &bytes);
-        match kernels::first_not_finite(&values) {
-            None => Ok(values),
+        let row_bytes = columns * self.dtype.size();
+        scratch.bytes.resize(rows * row_bytes, 0);
+        self.weights.read_rows(&self.name, first, row_bytes, &mut scratch.bytes)?;
+        let (bytes, into) = (&scratch.bytes, &mut scratch.values);
+        into.resize(rows * columns, 0.0);
+        match self.dtype {
+            Dtype::F32 => kernels::widen_bytes(bytes, into, f32::from_le_bytes),
+            Dtype::Bf16 => {
+                kernels::widen_bytes(bytes, into, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16));
+            }
+            Dtype::F16 => kernels::widen_bytes(bytes, into, |bytes| f16::from_le_bytes(bytes).to_f32()),
+        }
+        match kernels::first_not_finite(into) {
+            None => Ok(()),
             Some((index, value)) => {
                 Err(DecoderError::NotFinite { name: self.name.clone(), index: first * columns + index, value })
             }
@@ -135,17 +162,15 @@ impl Stored<'_> {
     }
 }
 
-/// Elements of any type as f32.
-fn values(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
-    match dtype {
-        Dtype::F32 => kernels::widen_bytes(bytes, f32::from_le_bytes),
-        Dtype::Bf16 => kernels::widen_bytes(bytes, |bytes| f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)),
-        Dtype::F16 => kernels::widen_bytes(bytes, |bytes| f16::from_le_bytes(bytes).to_f32()),
-    }
+fn widened<'a, T: Widen>(weights: Option<&[T]>, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+    let weights = weights.unwrap_or_default();
+    scratch.resize(weights.len(), 0.0);
+    kernels::widen(weights, scratch);
+    scratch
 }
 
-fn widened<T: Widen>(weights: Option<&[T]>, columns: usize) -> Result<Tensor> {
-    Ok(matrix(kernels::widen(weights.unwrap_or_default()), columns)?)
+fn elsewhere() -> DecoderError {
+    candle_core::Error::Msg("expected weights of F32, BF16 or F16 on the CPU".to_owned()).into()
 }
 
 /// A tensor of `dims` from its bytes, in its own element type.

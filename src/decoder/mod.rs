@@ -14,7 +14,7 @@
 //! | `batch`, `site`, `deltas` | what goes in and out |
 //! | `cache`, `sweep` | sequences that grow token by token; many that pass layer by layer |
 //! | `layer`, `attention`, `norm`, `head`, `linear` | the parts, each with its gradient |
-//! | `kernels`, `storage` | arithmetic on slices; the only files that know the device |
+//! | `kernels`, `product`, `storage` | arithmetic on slices; the only files that know the device |
 //! | `tune` | loss and gradients of shared deltas |
 
 mod attention;
@@ -33,6 +33,7 @@ mod matrix;
 mod names;
 mod norm;
 mod parts;
+mod product;
 mod rope;
 mod site;
 mod storage;

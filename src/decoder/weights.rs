@@ -2,7 +2,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
-use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 
@@ -24,14 +23,23 @@ pub trait Weights {
     /// # Errors
     /// The tensor cannot be read.
     fn read(&self, name: &TensorName) -> Result<Vec<u8>, DecoderError>;
-    /// The bytes of some rows of `row_bytes` each. Reads the whole tensor unless there is a better way.
+    /// Fills `into` with the bytes of rows of `row_bytes` each, from row `first` on. Reads the whole tensor unless there is a
+    /// better way.
     ///
     /// # Errors
     /// The tensor cannot be read, or has no such rows.
-    fn read_rows(&self, name: &TensorName, rows: Range<usize>, row_bytes: usize) -> Result<Vec<u8>, DecoderError> {
+    fn read_rows(
+        &self,
+        name: &TensorName,
+        first: usize,
+        row_bytes: usize,
+        into: &mut [u8],
+    ) -> Result<(), DecoderError> {
         let bytes = self.read(name)?;
-        let rows = bytes.get(rows.start * row_bytes..rows.end * row_bytes);
-        rows.map(<[u8]>::to_vec).ok_or_else(|| DecoderError::Missing { name: name.clone() })
+        let start = first * row_bytes;
+        let rows = bytes.get(start..start + into.len()).ok_or_else(|| DecoderError::Missing { name: name.clone() })?;
+        into.copy_from_slice(rows);
+        Ok(())
     }
 }
 
@@ -49,11 +57,15 @@ impl Weights for Checkpoint {
         self.read(name).map_err(|error| DecoderError::Read { name: name.clone(), source: Box::new(error) })
     }
 
-    fn read_rows(&self, name: &TensorName, rows: Range<usize>, row_bytes: usize) -> Result<Vec<u8>, DecoderError> {
-        let mut bytes = vec![0; rows.len() * row_bytes];
-        let read = self.tensor(name).and_then(|info| self.read_at(info, (rows.start * row_bytes) as u64, &mut bytes));
-        read.map_err(|error| DecoderError::Read { name: name.clone(), source: Box::new(error) })?;
-        Ok(bytes)
+    fn read_rows(
+        &self,
+        name: &TensorName,
+        first: usize,
+        row_bytes: usize,
+        into: &mut [u8],
+    ) -> Result<(), DecoderError> {
+        let read = self.tensor(name).and_then(|info| self.read_at(info, (first * row_bytes) as u64, into));
+        read.map_err(|error| DecoderError::Read { name: name.clone(), source: Box::new(error) })
     }
 }
 
