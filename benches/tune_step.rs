@@ -12,7 +12,9 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use half::bf16;
-use nestpatch::decoder::{Config, Decoder, DecoderError, Example, Prepared, SharedDeltas, SiteDeltas, Target, Weights};
+use nestpatch::decoder::{
+    Batch, Config, Decoder, DecoderError, Example, Prepared, SharedDeltas, SiteDeltas, Sweep, Target, Weights,
+};
 use nestpatch::tensor::{Dtype, Shape, TensorName};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -45,6 +47,13 @@ fn main() {
         decoder.loss_and_gradients(&batch, &deltas).unwrap();
     }
     let (wall, cpu) = (wall.elapsed().as_secs_f64() / steps as f64, (cpu_seconds() - cpu) / steps as f64);
+    let batches = [Batch::new(examples(&run).iter().map(Example::tokens)).unwrap()];
+    let from = cpu_seconds();
+    for _ in 0..steps {
+        let mut sweep = Sweep::new(&decoder, &batches).unwrap();
+        while sweep.next_layer(|_, _, _| ()).unwrap().is_some() {}
+    }
+    println!("{:.3} CPU s a probing pass over as many tokens", (cpu_seconds() - from) / steps as f64);
     let (operations, speed) = (operations(&run), peak_speed());
     println!(
         "{cpu:.3} CPU s a step, {wall:.3} s, {:.0} sequences a CPU second, {:.0} tokens a CPU second",

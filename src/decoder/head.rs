@@ -8,8 +8,8 @@ use super::linear::FrozenLinear;
 use super::norm::Norm;
 use super::storage::{View, matrix, update};
 
-/// Logits that exist at one time, if they are those of at least one row: 64 MiB.
-pub(super) const LOGITS: usize = 1 << 24;
+/// Logits that exist at one time, if they are those of at least one row: 32 MiB.
+pub(super) const LOGITS: usize = 1 << 23;
 
 /// The final norm and the projection to the vocabulary.
 #[derive(Debug)]
