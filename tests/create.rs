@@ -317,7 +317,7 @@ fn checkpoints_that_cannot_be_used() {
         fs::write(dir.join("model/config.json"), config.replacen(from, to, 1)).unwrap();
     };
     spoil("\"llama\"", "\"mamba\"");
-    fails(dir, &create(&[]), 6, &["mamba"]);
+    fails(dir, &create(&[]), 6, &["mamba", "nestpatch extract"]);
     spoil("\"silu\"", "\"relu\"");
     fails(dir, &create(&[]), 6, &["relu"]);
     fs::write(dir.join("model/config.json"), &config).unwrap();

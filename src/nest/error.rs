@@ -193,6 +193,12 @@ impl NestError {
             Self::SystemPrompt { .. } => {
                 Some("leave the system prompt out, or give a template that takes one (--template)".to_owned())
             }
+            Self::Decoder(DecoderError::Unsupported { key, .. }) if key.ends_with("model_type") => Some(
+                "create has to compute the network; verify, apply, audit and revert need not, and `nestpatch extract` makes \
+                 a patch of what another program has tuned"
+                    .to_owned(),
+            ),
+            Self::Memory { .. } => Some("allow more, or give fewer or shorter prompts".to_owned()),
             Self::Contradiction { .. } => Some("remove them from one of the two sets".to_owned()),
             _ => None,
         }
