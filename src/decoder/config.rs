@@ -213,13 +213,18 @@ impl Config {
         }
     }
 
-    /// Bytes that a pass of [`PASS_TOKENS`] tokens and its way back need at most, traces and weights aside.
-    pub fn pass_bytes(&self) -> u64 {
+    /// Bytes that a pass and its way back need at most, traces and weights aside, where no sequence is longer than
+    /// `longest` tokens.
+    pub fn pass_bytes(&self, longest: usize) -> u64 {
+        let tokens = longest.max(PASS_TOKENS);
+        // Each thread holds the scores of the query heads that share a key head, their gradient and a copy.
+        let group = self.attention.heads / self.attention.kv_heads.max(1);
+        let scores = 3 * rayon::current_num_threads() * group * longest * longest;
         let attention = 4 * (self.attention.query_width() + self.attention.kv_width());
         let token = 6 * self.feed_forward + 12 * self.hidden + attention;
         // Logits, and what a soft cap keeps of them; blocks of weights as they are widened.
         let logits = LOGITS.max(self.vocabulary) * if self.logit_softcap.is_some() { 2 } else { 1 };
-        4 * (PASS_TOKENS * token + logits + 4 * BLOCK) as u64
+        4 * (tokens * token + scores + logits + 4 * BLOCK) as u64
     }
 
     /// Bytes of keys and values of a sequence of `length` tokens.

@@ -2,14 +2,14 @@
 
 use std::fmt;
 
-use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
-use half::{bf16, f16};
+use candle_core::{CpuStorage, DType, Storage, Tensor};
+use half::f16;
 
 use super::error::{DecoderError, Result};
 use super::kernels::{self, Widen};
 use super::product::Mat;
 use super::storage::matrix;
-use super::weights::{Weights, check_finite};
+use super::weights::Weights;
 use crate::tensor::{Dtype, TensorName};
 
 /// Weights widened at a time: 4 MiB of f32, which stays in cache while it is multiplied.
@@ -171,25 +171,4 @@ fn widened<'a, T: Widen>(weights: Option<&[T]>, scratch: &'a mut Vec<f32>) -> &'
 
 fn elsewhere() -> DecoderError {
     candle_core::Error::Msg("expected weights of F32, BF16 or F16 on the CPU".to_owned()).into()
-}
-
-/// A tensor of `dims` from its bytes, in its own element type.
-pub(super) fn tensor(name: &TensorName, dtype: Dtype, bytes: &[u8], dims: &[usize], on: &Device) -> Result<Tensor> {
-    Ok(match dtype {
-        Dtype::F32 => {
-            let values: Vec<f32> = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-            check_finite(name, values.iter().copied())?;
-            Tensor::from_vec(values, dims, on)?
-        }
-        Dtype::Bf16 => {
-            let values: Vec<bf16> = bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b)).collect();
-            check_finite(name, values.iter().map(|value| value.to_f32()))?;
-            Tensor::from_vec(values, dims, on)?
-        }
-        Dtype::F16 => {
-            let values: Vec<f16> = bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect();
-            check_finite(name, values.iter().map(|value| value.to_f32()))?;
-            Tensor::from_vec(values, dims, on)?
-        }
-    })
 }

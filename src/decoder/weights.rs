@@ -3,10 +3,11 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, WithDType};
+use half::{bf16, f16};
 
 use super::config::Norms;
-use super::matrix::{Matrix, tensor};
+use super::matrix::{BLOCK, Matrix};
 use super::norm::Norm;
 use super::{Config, DecoderError};
 use crate::checkpoint::Checkpoint;
@@ -37,8 +38,11 @@ pub trait Weights {
     ) -> Result<(), DecoderError> {
         let bytes = self.read(name)?;
         let start = first * row_bytes;
-        let rows = bytes.get(start..start + into.len()).ok_or_else(|| DecoderError::Missing { name: name.clone() })?;
-        into.copy_from_slice(rows);
+        let short = || {
+            let (expected, found) = (format!("{} bytes or more", start + into.len()), format!("{} bytes", bytes.len()));
+            DecoderError::Tensor { name: name.clone(), expected, found }
+        };
+        into.copy_from_slice(bytes.get(start..start + into.len()).ok_or_else(short)?);
         Ok(())
     }
 }
@@ -132,14 +136,38 @@ impl<'w> Loader<'w> {
         }
     }
 
+    /// Read in pieces, so that little more than the tensor itself is in memory.
     fn tensor(&self, name: &TensorName, dtype: Dtype, dims: &[usize]) -> Result<Tensor, DecoderError> {
-        let bytes = self.weights.read(name)?;
-        let length = dims.iter().product::<usize>() * dtype.size();
-        if bytes.len() != length {
-            let (expected, found) = (format!("{dims:?} of {dtype}, {length} bytes"), format!("{} bytes", bytes.len()));
-            return Err(DecoderError::Tensor { name: name.clone(), expected, found });
+        match dtype {
+            Dtype::F32 => self.values(name, dims, f32::from_le_bytes, |value| value),
+            Dtype::Bf16 => self.values(name, dims, bf16::from_le_bytes, bf16::to_f32),
+            Dtype::F16 => self.values(name, dims, f16::from_le_bytes, f16::to_f32),
         }
-        tensor(name, dtype, &bytes, dims, &self.device)
+    }
+
+    fn values<T: WithDType, const N: usize>(
+        &self,
+        name: &TensorName,
+        dims: &[usize],
+        value: impl Fn([u8; N]) -> T,
+        wide: impl Fn(T) -> f32,
+    ) -> Result<Tensor, DecoderError> {
+        let rows = dims.first().copied().unwrap_or(1);
+        let width = dims.iter().product::<usize>() / rows.max(1);
+        let step = (BLOCK / width.max(1)).clamp(1, rows.max(1));
+        let (mut values, mut bytes) = (Vec::with_capacity(rows * width), Vec::new());
+        for first in (0..rows).step_by(step) {
+            bytes.resize(step.min(rows - first) * width * N, 0);
+            self.weights.read_rows(name, first, width * N, &mut bytes)?;
+            let read = values.len();
+            values.extend(bytes.as_chunks().0.iter().map(|bytes| value(*bytes)));
+            let fresh = values.get(read..).unwrap_or_default();
+            if let Some(index) = fresh.iter().position(|value| !wide(*value).is_finite()) {
+                let value = fresh.get(index).map_or(f32::NAN, |value| wide(*value));
+                return Err(DecoderError::NotFinite { name: name.clone(), index: read + index, value });
+            }
+        }
+        Ok(Tensor::from_vec(values, dims, &self.device)?)
     }
 
     /// Refuses tensors of the decoder's own prefix that nothing has asked for: the model has parts we would leave out.
@@ -152,17 +180,5 @@ impl<'w> Loader<'w> {
             Some(name) => Err(DecoderError::Surplus { name, architecture: config.architecture.clone() }),
             None => Ok(()),
         }
-    }
-}
-
-pub(super) fn check_finite(name: &TensorName, mut values: impl Iterator<Item = f32>) -> Result<(), DecoderError> {
-    let mut index = 0;
-    let found = values.find(|value| {
-        index += 1;
-        !value.is_finite()
-    });
-    match found {
-        Some(value) => Err(DecoderError::NotFinite { name: name.clone(), index: index - 1, value }),
-        None => Ok(()),
     }
 }

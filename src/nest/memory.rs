@@ -39,7 +39,7 @@ impl MemoryPlan {
         let features = 8 * (demand.prompts * config.feed_forward) as u64;
         // Hidden states of all prompts while they are probed, or of all lessons while they are tuned on.
         let kept = 4 * (demand.tokens * config.hidden) as u64 + features;
-        let needed = PROCESS + config.pass_bytes() + kept;
+        let needed = PROCESS + config.pass_bytes(demand.longest) + kept;
         let Some(limit) = limit.or_else(|| free_bytes().map(|free| free / 10 * 9)) else {
             return Ok(Self { resident: u64::MAX, caches: u64::MAX });
         };
