@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 
 use candle_core::Device;
 use nestpatch::decoder::{
-    Batch, Config, Decoder, DecoderError, Example, Point, Prepared, Projection, SharedDeltas, Site, SiteDeltas, Target,
+    Batch, Config, Decoder, DecoderError, Example, Point, Prepared, Projection, RopeScaling, SharedDeltas, Site,
+    SiteDeltas, Target,
 };
 use nestpatch::fold::fold_row;
 use rand::{Rng, SeedableRng};
@@ -427,7 +428,7 @@ fn unsupported_configurations_are_named() {
             json!({"model_type": "mistral", "layer_types": ["full_attention", "full_attention", "full_attention"]}),
             "layer_types",
         ),
-        (json!({"model_type": "qwen3_vl", "text_config": {"hidden_size": 8}}), "text_config.num_attention_heads"),
+        (json!({"model_type": "qwen3_vl", "text_config": {"hidden_size": "8"}}), "text_config.hidden_size"),
         (json!({"model_type": "qwen3_vl_text", "rope_parameters": {"rope_type": "default"}}), "rope_theta"),
         (json!({"hidden_size": "20"}), "hidden_size"),
         (json!({"intermediate_size": null}), "intermediate_size"),
@@ -437,6 +438,25 @@ fn unsupported_configurations_are_named() {
         let error = Config::from_json(&config(change)).unwrap_err().to_string();
         assert!(error.contains(named) && error.starts_with("config.json: "), "{error}");
     }
+}
+
+/// Files of multimodal checkpoints leave out what transformers' classes have by default.
+#[test]
+fn what_a_multimodal_file_leaves_out_is_as_in_transformers() {
+    let read = |value: Value| Config::from_json(value.as_object().unwrap()).unwrap();
+    let llava = read(json!({"model_type": "llava", "text_config": {"model_type": "llama", "vocab_size": 32064,
+        "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}}));
+    assert_eq!((llava.hidden, llava.feed_forward, llava.layers.len()), (4096, 11008, 32));
+    assert_eq!((llava.attention.heads, llava.attention.kv_heads, llava.attention.head_dim), (32, 32, 128));
+    let gemma = read(json!({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "hidden_size": 2560,
+        "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}}));
+    assert_eq!((gemma.vocabulary, gemma.attention.heads, gemma.attention.head_dim), (262_208, 8, 256));
+    let windows: Vec<_> = gemma.layers.iter().take(7).map(|layer| (layer.window, layer.rope)).collect();
+    assert_eq!(windows, [[(Some(1024), 1); 5].as_slice(), &[(None, 0), (Some(1024), 1)]].concat());
+    assert_eq!(gemma.ropes.iter().map(|rope| rope.theta).collect::<Vec<_>>(), [1e6, 1e4]);
+    assert_eq!(gemma.ropes[0].scaling, RopeScaling::Linear { factor: 8.0 });
+    assert_eq!(gemma.ropes[1].scaling, RopeScaling::None);
 }
 
 #[test]

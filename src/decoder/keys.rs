@@ -21,6 +21,11 @@ impl<'a> Keys<'a> {
         self.map.get(key).filter(|value| !value.is_null())
     }
 
+    /// Whether this is an object inside config.json, not the whole.
+    pub(super) fn is_nested(&self) -> bool {
+        !self.parent.is_empty()
+    }
+
     /// Whether a key is written down, be it as null.
     pub(super) fn written(&self, key: &str) -> bool {
         self.map.contains_key(key)

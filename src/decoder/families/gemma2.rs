@@ -6,7 +6,7 @@ use super::gemma::gemma;
 use super::{Defaults, LLAMA, windowed};
 
 const DEFAULTS: Defaults =
-    Defaults { heads: Some(8), kv_heads: Some(4), head_dim: Some(256), max_positions: 8192, tied: true, ..LLAMA };
+    Defaults { kv_heads: Some(4), head_dim: Some(256), max_positions: 8192, tied: true, ..LLAMA };
 
 pub(super) fn read(keys: &Keys<'_>) -> Result<Config, DecoderError> {
     let mut config = gemma(keys, &DEFAULTS)?;

@@ -6,16 +6,12 @@ use super::super::keys::Keys;
 use super::super::rope::{Rope, RopeDefaults, RopeScaling};
 use super::super::{Config, DecoderError};
 use super::gemma::gemma;
-use super::{Defaults, LLAMA, windowed};
+use super::{Defaults, LLAMA, Sizes, windowed};
 
 const DEFAULTS: Defaults = Defaults {
-    hidden: Some(2304),
-    feed_forward: Some(9216),
-    layers: Some(26),
-    heads: Some(8),
+    sizes: Sizes { hidden: 2304, feed_forward: 9216, layers: 26, heads: 8, vocabulary: 262_208 },
     kv_heads: Some(4),
     head_dim: Some(256),
-    vocabulary: Some(262_208),
     max_positions: 131_072,
     theta: Some(1e6),
     tied: true,

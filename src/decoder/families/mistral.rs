@@ -3,9 +3,14 @@
 use super::super::config::Activation;
 use super::super::keys::Keys;
 use super::super::{Config, DecoderError};
-use super::{Defaults, LLAMA, dense, windowed};
+use super::{Defaults, LLAMA, Sizes, dense, windowed};
 
-const DEFAULTS: Defaults = Defaults { kv_heads: Some(8), max_positions: 131_072, ..LLAMA };
+const DEFAULTS: Defaults = Defaults {
+    sizes: Sizes { feed_forward: 14_336, ..LLAMA.sizes },
+    kv_heads: Some(8),
+    max_positions: 131_072,
+    ..LLAMA
+};
 
 pub(super) fn read(keys: &Keys<'_>) -> Result<Config, DecoderError> {
     let mut config = dense(keys, &DEFAULTS)?;

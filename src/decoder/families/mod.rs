@@ -47,34 +47,37 @@ pub(super) const FAMILIES: [(&str, Read); 21] = [
     ("smolvlm", multimodal::read),
 ];
 
-/// What a family takes for granted where config.json is silent; `None` where it must be written down.
-#[derive(Debug, Clone, Copy, Default)]
+/// What a family takes for granted where config.json is silent, as transformers' class for it does.
+#[derive(Debug, Clone, Copy)]
 struct Defaults {
-    hidden: Option<usize>,
-    feed_forward: Option<usize>,
-    layers: Option<usize>,
-    heads: Option<usize>,
+    /// Only inside a multimodal checkpoint, whose files leave out what is as it is here.
+    sizes: Sizes,
     /// As many as query heads unless told otherwise.
     kv_heads: Option<usize>,
     /// The hidden size over the heads unless told otherwise.
     head_dim: Option<usize>,
-    vocabulary: Option<usize>,
     max_positions: usize,
     epsilon: f32,
+    /// `None` where it must be written down.
     theta: Option<f32>,
     partial_rotary: bool,
     tied: bool,
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    hidden: usize,
+    feed_forward: usize,
+    layers: usize,
+    heads: usize,
+    vocabulary: usize,
+}
+
 /// Defaults of transformers' `LlamaConfig`, which the others vary.
 const LLAMA: Defaults = Defaults {
-    hidden: None,
-    feed_forward: None,
-    layers: None,
-    heads: None,
+    sizes: Sizes { hidden: 4096, feed_forward: 11_008, layers: 32, heads: 32, vocabulary: 32_000 },
     kv_heads: None,
     head_dim: None,
-    vocabulary: None,
     max_positions: 2048,
     epsilon: 1e-6,
     theta: Some(10_000.0),
@@ -84,18 +87,17 @@ const LLAMA: Defaults = Defaults {
 
 /// A decoder as Llama has it: what all families share. `hidden_act` is not read.
 fn dense(keys: &Keys<'_>, defaults: &Defaults) -> Result<Config, DecoderError> {
-    let size =
-        |key: &str, default: Option<usize>| default.map_or_else(|| keys.size(key), |size| keys.size_or(key, size));
-    let hidden = size("hidden_size", defaults.hidden)?;
-    let heads = size("num_attention_heads", defaults.heads)?;
+    let size = |key: &str, default| if keys.is_nested() { keys.size_or(key, default) } else { keys.size(key) };
+    let sizes = &defaults.sizes;
+    let (hidden, heads) = (size("hidden_size", sizes.hidden)?, size("num_attention_heads", sizes.heads)?);
     let head_dim = keys.size_or("head_dim", defaults.head_dim.unwrap_or((hidden / heads).max(1)))?;
     let max_positions = keys.size_or("max_position_embeddings", defaults.max_positions)?;
     let (theta, partial) = (defaults.theta, defaults.partial_rotary);
     Ok(Config {
         architecture: keys.text("model_type")?.unwrap_or_default().to_owned(),
         hidden,
-        feed_forward: size("intermediate_size", defaults.feed_forward)?,
-        vocabulary: size("vocab_size", defaults.vocabulary)?,
+        feed_forward: size("intermediate_size", sizes.feed_forward)?,
+        vocabulary: size("vocab_size", sizes.vocabulary)?,
         max_positions,
         embedding_scale: 1.0,
         norms: Norms { epsilon: keys.number_or("rms_norm_eps", defaults.epsilon)?, offset: 0.0, after: false },
@@ -109,7 +111,7 @@ fn dense(keys: &Keys<'_>, defaults: &Defaults) -> Result<Config, DecoderError> {
             bias: false,
             output_bias: false,
         },
-        layers: vec![LayerKind::default(); size("num_hidden_layers", defaults.layers)?],
+        layers: vec![LayerKind::default(); size("num_hidden_layers", sizes.layers)?],
         ropes: match keys.object("rope_parameters")? {
             // One object for each kind of layer: the family reads them.
             Some(nested) if nested.get("full_attention").is_some() => Vec::new(),

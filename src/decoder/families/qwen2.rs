@@ -5,9 +5,13 @@
 use super::super::config::Activation;
 use super::super::keys::Keys;
 use super::super::{Config, DecoderError};
-use super::{Defaults, LLAMA, dense, windowed};
+use super::{Defaults, LLAMA, Sizes, dense, windowed};
 
-const DEFAULTS: Defaults = Defaults { max_positions: 32_768, ..LLAMA };
+pub(super) const DEFAULTS: Defaults = Defaults {
+    sizes: Sizes { feed_forward: 22_016, vocabulary: 151_936, ..LLAMA.sizes },
+    max_positions: 32_768,
+    ..LLAMA
+};
 const VISION: Defaults = Defaults { kv_heads: Some(8), epsilon: 1e-5, theta: Some(1e6), ..DEFAULTS };
 
 pub(super) fn read(keys: &Keys<'_>) -> Result<Config, DecoderError> {

@@ -3,9 +3,9 @@
 use super::super::config::Activation;
 use super::super::keys::Keys;
 use super::super::{Config, DecoderError};
-use super::{Defaults, LLAMA, dense, qwen2};
+use super::{Defaults, dense, qwen2};
 
-const DEFAULTS: Defaults = Defaults { head_dim: Some(128), max_positions: 32_768, ..LLAMA };
+const DEFAULTS: Defaults = Defaults { head_dim: Some(128), ..qwen2::DEFAULTS };
 /// Versions of transformers disagree on the base where none is written down.
 const VISION: Defaults = Defaults { theta: None, max_positions: 128_000, ..DEFAULTS };
 
