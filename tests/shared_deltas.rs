@@ -440,6 +440,24 @@ fn unsupported_configurations_are_named() {
     }
 }
 
+/// Which layers have a window where config.json does not list them.
+#[test]
+fn windows_follow_from_older_keys() {
+    let windows = |change: Value| {
+        let config = Config::from_json(&config(change)).unwrap();
+        config.layers.iter().map(|layer| layer.window).collect::<Vec<_>>()
+    };
+    let qwen = |on: bool| json!({"model_type": "qwen2", "use_sliding_window": on, "sliding_window": 8, "max_window_layers": 1});
+    assert_eq!(windows(qwen(true)), [None, Some(8), Some(8)]);
+    assert_eq!(windows(qwen(false)), [None; 3]);
+    assert_eq!(windows(json!({"model_type": "mistral", "sliding_window": null})), [None; 3]);
+    assert_eq!(windows(json!({"model_type": "mistral"})), [Some(4096); 3]);
+    assert_eq!(windows(json!({"model_type": "phi3", "sliding_window": 5})), [Some(5); 3]);
+    let gelu = |model: &str| json!({"model_type": model, "hidden_act": "gelu_pytorch_tanh"});
+    assert_eq!(windows(gelu("gemma2")), [Some(4096), None, Some(4096)]);
+    assert_eq!(windows(gelu("gemma3_text")), [Some(4096); 3]);
+}
+
 /// Files of multimodal checkpoints leave out what transformers' classes have by default.
 #[test]
 fn what_a_multimodal_file_leaves_out_is_as_in_transformers() {
