@@ -111,6 +111,25 @@ fn every_family_computes_what_transformers_does() {
 }
 
 #[test]
+fn a_stored_head_is_used_even_where_config_json_ties_it() {
+    let (families, prompt) = families();
+    let logits = |family: &Family| {
+        let batch = Batch::new([&prompt]).unwrap();
+        family.decoder().logits(&batch, None).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    let mut tied = families.into_iter().find(|family| family.name == "gemma2").unwrap();
+    let before = logits(&tied);
+    let (vocabulary, hidden) =
+        (tied.config["vocab_size"].as_u64().unwrap(), tied.config["hidden_size"].as_u64().unwrap());
+    let dims = [vocabulary as usize, hidden as usize];
+    tied.weights.insert("lm_head.weight", Dtype::F32, &dims, &values("another head", &dims, 0.0));
+    let own = logits(&tied);
+    tied.config.insert("tie_word_embeddings".to_owned(), false.into());
+    assert_ne!(own, before);
+    assert_eq!(own, logits(&tied));
+}
+
+#[test]
 fn read_in_pieces_a_sequence_ends_in_the_same_logits() {
     let (families, prompt) = families();
     for family in &families {

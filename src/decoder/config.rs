@@ -42,7 +42,7 @@ pub struct Config {
     pub mlp_bias: bool,
     /// Logits are squeezed into ± this by a hyperbolic tangent.
     pub logit_softcap: Option<f32>,
-    /// Whether the head is the embedding; where config.json leaves it open, whether the checkpoint has no head.
+    /// Whether the head is the embedding where the checkpoint has no head; open where config.json leaves it open.
     pub(super) tied: Option<bool>,
     /// What the tensors are called.
     pub(super) names: Names,
@@ -180,7 +180,8 @@ impl Config {
     pub fn located(self, weights: &dyn Weights) -> Result<Self, DecoderError> {
         let names = self.names.located(weights)?;
         let has_head = weights.describe(&names.head()?).is_some();
-        Ok(Self { tied: Some(self.tied.unwrap_or(!has_head)), names, ..self })
+        // A head that is stored is used whatever config.json says, as transformers 5 has it: tuned copies may differ.
+        Ok(Self { tied: Some(self.tied.unwrap_or(true) && !has_head), names, ..self })
     }
 
     /// Whether the head is the embedding.
