@@ -130,6 +130,23 @@ fn a_stored_head_is_used_even_where_config_json_ties_it() {
 }
 
 #[test]
+fn two_dialects_of_positions_that_differ_are_refused() {
+    let (families, _) = families();
+    for name in ["llama", "gemma3_text"] {
+        let mut config = families.iter().find(|family| family.name == name).unwrap().config.clone();
+        config.remove("rope_theta");
+        config.insert("rope_parameters".to_owned(), serde_json::json!({"rope_type": "default", "rope_theta": 1e4}));
+        config.insert("rope_scaling".to_owned(), Value::Object(Map::new()));
+        assert!(Config::from_json(&config).is_ok(), "{name}");
+        config.insert("rope_scaling".to_owned(), serde_json::json!({"rope_type": "linear", "factor": 2.0}));
+        let error = Config::from_json(&config).unwrap_err().to_string();
+        assert!(error.contains("rope_scaling"), "{error}");
+        config.insert("rope_parameters".to_owned(), config["rope_scaling"].clone());
+        assert!(Config::from_json(&config).is_ok(), "{name}: twice the same");
+    }
+}
+
+#[test]
 fn read_in_pieces_a_sequence_ends_in_the_same_logits() {
     let (families, prompt) = families();
     for family in &families {

@@ -26,6 +26,10 @@ impl<'a> Keys<'a> {
         !self.parent.is_empty()
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
     /// Whether a key is written down, be it as null.
     pub(super) fn written(&self, key: &str) -> bool {
         self.map.contains_key(key)

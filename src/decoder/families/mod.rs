@@ -87,6 +87,7 @@ const LLAMA: Defaults = Defaults {
 
 /// A decoder as Llama has it: what all families share. `hidden_act` is not read.
 fn dense(keys: &Keys<'_>, defaults: &Defaults) -> Result<Config, DecoderError> {
+    refuse_two_ropes(keys)?;
     let size = |key: &str, default| if keys.is_nested() { keys.size_or(key, default) } else { keys.size(key) };
     let sizes = &defaults.sizes;
     let (hidden, heads) = (size("hidden_size", sizes.hidden)?, size("num_attention_heads", sizes.heads)?);
@@ -135,6 +136,17 @@ fn windowed(keys: &Keys<'_>, layers: usize, otherwise: impl Fn(usize) -> bool) -
         return Err(keys.wrong("layer_types", &expected, &kinds.len().into()));
     }
     Ok(kinds.iter().map(|kind| *kind == "sliding_attention").collect())
+}
+
+/// Refuses two dialects that say different things: versions of transformers disagree on whose word counts.
+fn refuse_two_ropes(keys: &Keys<'_>) -> Result<(), DecoderError> {
+    match (keys.object("rope_parameters")?, keys.object("rope_scaling")?) {
+        (Some(_), Some(scaling)) if !scaling.is_empty() && keys.get("rope_parameters") != keys.get("rope_scaling") => {
+            let found = keys.get("rope_scaling").map(ToString::to_string).unwrap_or_default();
+            Err(keys.unsupported("rope_scaling", "nothing beside rope_parameters", &found))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Refuses a Gemma that looks ahead, as embedding models made from it do.
