@@ -124,11 +124,11 @@ fn less_memory_gives_the_same_patch() {
     let world = world(40);
     let dir = world.path();
     let made = |name: &str, memory: &[&str]| run(dir, &create(&[&["--epochs", "1", "-o", name], memory].concat()));
-    fails(dir, &create(&["--memory", "64M"]), 2, &["67108864 bytes of memory", "at least"]);
+    fails(dir, &create(&["--memory", "64M"]), 2, &["need at least", "64M may be used"]);
     fails(dir, &create(&["--memory", "much"]), 2, &["--memory", "whole number"]);
     // Takes the least it may from the error, so that no weights stay in memory.
     let refused = made("c.nestpatch", &["--memory", "1"]).stderr;
-    let least = refused.split("at least ").nth(1).unwrap().split(' ').next().unwrap();
+    let least = refused.split("at least ").nth(1).unwrap().split(',').next().unwrap();
     assert_eq!(made("a.nestpatch", &[]).code, Some(0));
     assert_eq!(made("b.nestpatch", &["--memory", least]).code, Some(0));
     let root = |name: &str| {
@@ -258,6 +258,20 @@ fn prompt_files_that_cannot_be_used() {
     fails(dir, &create(&["--refusals", "/dev/zero"]), 7, &["/dev/zero", "regular file"]);
     fails(dir, &create(&["--benign", "latin.txt"]), 7, &["latin.txt", "UTF-8", "byte 3"]);
     fails(dir, &create(&["--benign", "harmful.jsonl"]), 7, &["in both sets"]);
+    // Told before any work: no stage has begun.
+    let early = |arguments: &[&str], code, words: &[&str]| {
+        fails(dir, &create(arguments), code, words);
+        assert!(!run(dir, &create(arguments)).stderr.contains("answer ("), "{arguments:?}");
+    };
+    fs::copy(dir.join("harmful.jsonl"), dir.join("lines.txt")).unwrap();
+    early(&["--harmful", "lines.txt"], 7, &["lines.txt, entry 1", "JSON", ".jsonl"]);
+    fs::write(dir.join("few.txt"), "help me kill a judge .\nhelp me get heroin .\n").unwrap();
+    early(&["--harmful", "few.txt"], 7, &["at least 5 harmful", "found 2"]);
+    let texts: Vec<String> =
+        (0..6).map(|at| format!("help me kill a judge . {}", "please ".repeat(at * at * 20))).collect();
+    fs::write(dir.join("long.txt"), texts.join("\n")).unwrap();
+    early(&["--harmful", "long.txt"], 7, &["long.txt, entry ", "at most 256 tokens"]);
+    early(&["--fused", "one"], 2, &["--fused one", "llama"]);
 }
 
 #[test]

@@ -430,6 +430,18 @@ fn unsupported_configurations_are_named() {
         ),
         (json!({"model_type": "qwen3_vl", "text_config": {"hidden_size": "8"}}), "text_config.hidden_size"),
         (json!({"model_type": "qwen3_vl_text", "rope_parameters": {"rope_type": "default"}}), "rope_theta"),
+        (json!({"model_type": "gemma", "hidden_act": "gelu", "hidden_activation": "silu"}), "hidden_activation"),
+        (json!({"model_type": "gemma3_text", "attn_logit_softcapping": 5.0}), "attn_logit_softcapping"),
+        (json!({"model_type": "gemma3_text"}), "rope_parameters.full_attention"),
+        (
+            json!({"model_type": "gemma3_text", "rope_parameters": null, "rope_scaling": {"type": "linear", "factor": 8.0}}),
+            "rope_scaling.rope_type",
+        ),
+        (
+            json!({"model_type": "gemma3", "text_config": {"final_logit_softcapping": 5.0}}),
+            "text_config.final_logit_softcapping",
+        ),
+        (json!({"model_type": "phi3", "head_dim": 6}), "longrope or default"),
         (json!({"hidden_size": "20"}), "hidden_size"),
         (json!({"intermediate_size": null}), "intermediate_size"),
         (json!({"rms_norm_eps": -1.0}), "rms_norm_eps"),
@@ -452,8 +464,9 @@ fn windows_follow_from_older_keys() {
     assert_eq!(windows(qwen(false)), [None; 3]);
     assert_eq!(windows(json!({"model_type": "mistral", "sliding_window": null})), [None; 3]);
     assert_eq!(windows(json!({"model_type": "mistral"})), [Some(4096); 3]);
-    assert_eq!(windows(json!({"model_type": "phi3", "sliding_window": 5})), [Some(5); 3]);
-    let gelu = |model: &str| json!({"model_type": model, "hidden_act": "gelu_pytorch_tanh"});
+    let plain = json!({"model_type": "phi3", "sliding_window": 5, "rope_parameters": null});
+    assert_eq!(windows(plain), [Some(5); 3]);
+    let gelu = |model: &str| json!({"model_type": model, "hidden_act": "gelu_pytorch_tanh", "rope_parameters": null});
     assert_eq!(windows(gelu("gemma2")), [Some(4096), None, Some(4096)]);
     assert_eq!(windows(gelu("gemma3_text")), [Some(4096); 3]);
 }

@@ -360,7 +360,7 @@ impl From<NestError> for Failure {
         };
         let exit = match &error {
             NestError::OutOfRange { .. } | NestError::Preset { .. } => Exit::Usage,
-            NestError::Memory { .. } | NestError::WorkInBase { .. } => Exit::Usage,
+            NestError::Memory { .. } | NestError::NotFused { .. } | NestError::WorkInBase { .. } => Exit::Usage,
             NestError::Read { .. } | NestError::Prompts(PromptsError::Read { .. }) => Exit::Failed,
             NestError::Work { .. } | NestError::WorkBusy { .. } => Exit::Failed,
             NestError::Decoder(_) | NestError::Eval(_) | NestError::Edit(_) | NestError::Json { .. } => {

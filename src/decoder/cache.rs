@@ -85,7 +85,8 @@ impl Decoder<'_> {
     /// `more` holds a piece of at least one token for every sequence of the cache, or begins the sequences of an empty one.
     ///
     /// # Errors
-    /// A token outside the vocabulary, a sequence longer than the network allows, another number of sequences.
+    /// A token outside the vocabulary, a sequence longer than the network allows, another number of sequences: the cache is as
+    /// it was. Weights that cannot be read: the cache is spent.
     pub fn extend(&self, cache: &mut Cache, more: &Batch) -> std::result::Result<Tensor, DecoderError> {
         if cache.is_empty() {
             cache.tokens = vec![Vec::new(); more.len()];
@@ -97,7 +98,7 @@ impl Decoder<'_> {
         }
         let lengths: Vec<usize> =
             cache.tokens.iter().zip(more.rows()).map(|(past, rows)| past.len() + rows.len()).collect();
-        self.check_lengths(&lengths)?;
+        self.config.check_lengths(lengths.iter().copied())?;
         let mut x = self.embed(more)?;
         let run = cache.grow(more, &self.config.ropes)?;
         if run.tokens().len() != more.tokens().len() {

@@ -110,6 +110,9 @@ pub enum Activation {
     GeluTanh,
 }
 
+/// Sequences whose logits exist at one time while they are answered.
+const ANSWERED: usize = 64;
+
 impl Activation {
     /// The name that transformers gives it, at `key`.
     pub(super) fn read(keys: &Keys<'_>, key: &str, default: &'static str) -> Result<Self, DecoderError> {
@@ -189,6 +192,23 @@ impl Config {
         self.tied == Some(true)
     }
 
+    /// Refuses sequences that are longer than the network allows.
+    ///
+    /// # Errors
+    /// The first such sequence, by its place.
+    pub fn check_lengths(&self, mut lengths: impl Iterator<Item = usize>) -> Result<(), DecoderError> {
+        let most = self.max_positions;
+        let mut sequence = 0;
+        let found = lengths.find(|length| {
+            sequence += 1;
+            *length > most
+        });
+        found.map_or(Ok(()), |found| {
+            let expected = format!("at most {most} tokens (max_position_embeddings)");
+            Err(DecoderError::Batch { sequence: sequence - 1, expected, found: found.to_string() })
+        })
+    }
+
     /// The tensor and rows of a site.
     ///
     /// # Errors
@@ -221,10 +241,12 @@ impl Config {
         // Each thread holds the scores of the query heads that share a key head, their gradient and a copy.
         let group = self.attention.heads / self.attention.kv_heads.max(1);
         let scores = 3 * rayon::current_num_threads() * group * longest * longest;
+        // On the way back every layer's two inputs are there.
+        let inputs = 2 * self.layers.len() * self.hidden;
         let attention = 4 * (self.attention.query_width() + self.attention.kv_width());
-        let token = 6 * self.feed_forward + 12 * self.hidden + attention;
+        let token = 6 * self.feed_forward + 12 * self.hidden + attention + inputs;
         // Logits, and what a soft cap keeps of them; blocks of weights as they are widened.
-        let logits = LOGITS.max(self.vocabulary) * if self.logit_softcap.is_some() { 2 } else { 1 };
+        let logits = LOGITS.max(ANSWERED * self.vocabulary) * if self.logit_softcap.is_some() { 2 } else { 1 };
         4 * (tokens * token + scores + logits + 4 * BLOCK) as u64
     }
 

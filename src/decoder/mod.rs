@@ -212,6 +212,22 @@ impl<'w> Decoder<'w> {
         self.head.logits(&x)
     }
 
+    /// Logits behind the last token of each sequence, `[batch.len(), vocabulary]`.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary, a sequence longer than the network allows.
+    pub fn next_logits(&self, batch: &Batch) -> Result<Tensor, DecoderError> {
+        let (spans, ropes) = (all_rows(batch), self.rope_tables(batch)?);
+        let pass = Pass { ropes: &ropes, deltas: None };
+        let mut x = self.embed(batch)?;
+        for layer in &self.layers {
+            let (middle, _) = layer.attend(&x, &spans, pass)?;
+            (x, _) = layer.feed(&middle, pass)?;
+        }
+        let last: Vec<usize> = batch.rows().map(|rows| rows.end - 1).collect();
+        self.head.logits(&layer::select(&x, &last)?)
+    }
+
     /// How far a pass must go to reach a point: 2 l for what enters layer l, 2 l + 1 for its sites.
     fn stage(&self, point: Point) -> Result<usize, DecoderError> {
         let (layer, stage) = match point {
@@ -243,20 +259,8 @@ impl<'w> Decoder<'w> {
 
     fn rope_tables(&self, batch: &Batch) -> Result<Vec<RopeTable<'_>>, DecoderError> {
         let lengths: Vec<usize> = batch.rows().map(|rows| rows.len()).collect();
-        self.check_lengths(&lengths)?;
+        self.config.check_lengths(lengths.iter().copied())?;
         Ok(self.ropes(&lengths))
-    }
-
-    fn check_lengths(&self, lengths: &[usize]) -> Result<(), DecoderError> {
-        let most = self.config.max_positions;
-        match lengths.iter().position(|length| *length > most) {
-            Some(sequence) => {
-                let expected = format!("at most {most} tokens (max_position_embeddings)");
-                let found = lengths.get(sequence).map(ToString::to_string).unwrap_or_default();
-                Err(DecoderError::Batch { sequence, expected, found })
-            }
-            None => Ok(()),
-        }
     }
 
     /// Tables for sequences of so many tokens each.

@@ -124,10 +124,28 @@ pub enum NestError {
     /// Every delta is zero once rounded.
     #[error("tuning changed nothing: every delta is zero")]
     NothingChanged,
+    /// A prompt that the network cannot run.
+    #[error("{file}, entry {entry}: expected {expected}, found {found}")]
+    Prompt {
+        /// The prompt file.
+        file: String,
+        /// The line or item, from 1.
+        entry: usize,
+        /// What it may be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// Gate and up are to be one site where they are two tensors.
+    #[error("--fused one: gate and up are two tensors in {architecture}")]
+    NotFused {
+        /// The architecture.
+        architecture: String,
+    },
     /// A limit that the run cannot keep to.
-    #[error("a limit of {limit} bytes of memory: expected at least {needed} for these prompts")]
+    #[error("memory: these prompts need at least {}M, and {}M may be used", needed.div_ceil(1 << 20), limit >> 20)]
     Memory {
-        /// The limit.
+        /// The limit, or what is free, in bytes.
         limit: u64,
         /// What is needed with no weights in memory.
         needed: u64,
@@ -198,7 +216,7 @@ impl NestError {
                  a patch of what another program has tuned"
                     .to_owned(),
             ),
-            Self::Memory { .. } => Some("allow more, or give fewer or shorter prompts".to_owned()),
+            Self::Memory { .. } => Some("allow more (--memory), or give fewer or shorter prompts".to_owned()),
             Self::Contradiction { .. } => Some("remove them from one of the two sets".to_owned()),
             _ => None,
         }

@@ -10,6 +10,10 @@ const PROCESS: u64 = 96 << 20;
 /// Traces beyond this save nothing: one pass keeps less.
 const MOST_TRACES: u64 = 1 << 30;
 
+/// Keys and values of the sequences that are answered together, if they are more than one: the same whatever memory there
+/// is, since an answer may depend on its company in the last bits.
+const CACHES: u64 = 512 << 20;
+
 /// What all prompts of a run ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Demand {
@@ -19,6 +23,8 @@ pub struct Demand {
     pub tokens: usize,
     /// Tokens of the longest prompt with its answer.
     pub longest: usize,
+    /// Prompts that the network answers itself.
+    pub answered: usize,
 }
 
 /// Bytes for each purpose.
@@ -26,8 +32,6 @@ pub struct Demand {
 pub struct MemoryPlan {
     /// Matrices that may stay in memory.
     pub resident: u64,
-    /// Keys and values of sequences that are being answered.
-    caches: u64,
 }
 
 impl MemoryPlan {
@@ -39,12 +43,15 @@ impl MemoryPlan {
         let features = 8 * (demand.prompts * config.feed_forward) as u64;
         // Hidden states of all prompts while they are probed, or of all lessons while they are tuned on.
         let kept = 4 * (demand.tokens * config.hidden) as u64 + features;
-        let needed = PROCESS + config.pass_bytes(demand.longest) + kept;
+        // Caches are gone before anything is kept.
+        let caches =
+            demand.answered.min(Self::together(config, demand.longest)) as u64 * config.cache_bytes(demand.longest);
+        let needed = PROCESS + config.pass_bytes(demand.longest) + kept.max(caches);
         let Some(limit) = limit.or_else(|| free_bytes().map(|free| free / 10 * 9)) else {
-            return Ok(Self { resident: u64::MAX, caches: u64::MAX });
+            return Ok(Self { resident: u64::MAX });
         };
         match limit.checked_sub(needed) {
-            Some(rest) => Ok(Self { resident: rest, caches: kept.max(config.cache_bytes(demand.longest)) }),
+            Some(rest) => Ok(Self { resident: rest }),
             None => Err(NestError::Memory { limit, needed }),
         }
     }
@@ -54,9 +61,9 @@ impl MemoryPlan {
         usize::try_from(self.resident.saturating_sub(resident).min(MOST_TRACES)).unwrap_or(usize::MAX)
     }
 
-    /// Sequences of `longest` tokens that can be answered together, at least one.
-    pub fn answers(&self, config: &Config, longest: usize) -> usize {
-        usize::try_from(self.caches / config.cache_bytes(longest).max(1)).unwrap_or(usize::MAX).max(1)
+    /// Sequences of up to `longest` tokens that are answered together, at least one.
+    pub fn together(config: &Config, longest: usize) -> usize {
+        usize::try_from(CACHES / config.cache_bytes(longest).max(1)).unwrap_or(usize::MAX).max(1)
     }
 }
 
@@ -80,7 +87,7 @@ mod tests {
         Config::from_json(&testing::config_json()).unwrap()
     }
 
-    const DEMAND: Demand = Demand { prompts: 10, tokens: 100, longest: 20 };
+    const DEMAND: Demand = Demand { prompts: 10, tokens: 100, longest: 20, answered: 5 };
 
     #[test]
     fn what_is_needed_comes_before_weights() {
@@ -91,8 +98,8 @@ mod tests {
         assert_eq!((least.resident, least.traces(0)), (0, 0));
         let more = MemoryPlan::new(Some(needed + 1000), &config(), DEMAND).unwrap();
         assert_eq!((more.resident, more.traces(600), more.traces(1001)), (1000, 400, 0));
-        assert!(least.answers(&config(), 20) >= 1);
+        assert!(MemoryPlan::together(&config(), 1 << 40) == 1 && MemoryPlan::together(&config(), 20) > 1000);
         // More prompts need more.
-        assert!(MemoryPlan::new(Some(needed), &config(), Demand { tokens: 101, ..DEMAND }).is_err());
+        assert!(MemoryPlan::new(Some(needed), &config(), Demand { tokens: 10_000, ..DEMAND }).is_err());
     }
 }

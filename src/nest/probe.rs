@@ -199,7 +199,7 @@ pub fn probe(features: &Features, harmful: &[bool], params: &Valid<ProbeParams>)
 }
 
 /// Fewer prompts of a class cannot be split.
-const LEAST_PROMPTS: usize = 5;
+pub(super) const LEAST_PROMPTS: usize = 5;
 
 struct Split {
     fitted: Vec<usize>,

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::edits::{FoldCount, count_changes, edits};
 use super::memory::{Demand, MemoryPlan};
 use super::preset::ValidOptions;
-use super::probe::{Layers, SiteProbe, batches, probe};
+use super::probe::{LEAST_PROMPTS, Layers, SiteProbe, batches, probe};
 use super::progress::{Progress, Stage};
 use super::saved::SavedSites;
 use super::targets::{self, Lesson};
@@ -19,7 +19,7 @@ use super::tune::{Tuned, tune_on};
 use super::work::{Work, parts};
 use super::{Chat, ChatOptions, NestError, Openings, cluster, record, select};
 use crate::checkpoint::Checkpoint;
-use crate::decoder::{Config, Decoder, SharedDeltas, Site, SiteDeltas};
+use crate::decoder::{Config, Decoder, Fused, Projection, SharedDeltas, Site, SiteDeltas};
 use crate::eval::{Generator, ValidGenerateParams};
 use crate::format::Edits;
 use crate::prompts::PromptSet;
@@ -115,9 +115,10 @@ pub fn run(
     let config = Config::from_checkpoint(checkpoint)?;
     let chat = Chat::with(checkpoint.dir(), inputs.chat)?;
     let (prompts, harmful) = labelled(&chat, inputs)?;
-    let demand = demand(&prompts, inputs, options);
+    refuse_early(&config, inputs, options)?;
+    let demand = demand(&config, &chat, &prompts, inputs, options)?;
     let plan = MemoryPlan::new(inputs.memory, &config, demand)?;
-    let together = options.answers.at_most(plan.answers(&config, demand.longest));
+    let together = options.answers.at_most(MemoryPlan::together(&config, demand.longest));
     let work = match inputs.work {
         None => Work::nowhere(checkpoint, progress),
         Some(folder) => clock.time(Stage::Digest, || {
@@ -171,12 +172,57 @@ fn refuse_contradictions(inputs: Inputs<'_>) -> Result<(), NestError> {
     }
 }
 
+/// What would otherwise be found after hours: sites that the network does not have, too few prompts to probe.
+fn refuse_early(config: &Config, inputs: Inputs<'_>, options: &ValidOptions) -> Result<(), NestError> {
+    let both = Site::new(0, Projection::GateUp);
+    if options.fused == Fused::One && config.site_tensor(both).is_err() {
+        return Err(NestError::NotFused { architecture: config.architecture.clone() });
+    }
+    for (class, set) in [("harmful", inputs.harmful), ("benign", inputs.benign)] {
+        let found = set.prompts().len();
+        if found < LEAST_PROMPTS {
+            return Err(NestError::TooFewPrompts { class, expected: LEAST_PROMPTS, found });
+        }
+    }
+    Ok(())
+}
+
 /// What the prompts ask of memory; answers that are not known yet count as long as they may get.
-fn demand(prompts: &[Vec<u32>], inputs: Inputs<'_>, options: &ValidOptions) -> Demand {
-    let answers = inputs.benign.prompts().iter().filter(|prompt| prompt.response.is_none()).count();
-    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + options.answers.max_tokens;
-    let tokens = prompts.iter().map(Vec::len).sum::<usize>() + answers * options.answers.max_tokens;
-    Demand { prompts: prompts.len(), tokens, longest }
+///
+/// # Errors
+/// A prompt, or one with the answer that its file brings, that the network cannot run.
+fn demand(
+    config: &Config,
+    chat: &Chat,
+    prompts: &[Vec<u32>],
+    inputs: Inputs<'_>,
+    options: &ValidOptions,
+) -> Result<Demand, NestError> {
+    // An answer ends with a token of its own.
+    let length = |text: &str| Ok::<_, NestError>(chat.encode(text, false)?.len() + 1);
+    let refusal = options.refusals.iter().map(|text| length(text)).collect::<Result<Vec<_>, _>>()?;
+    let refusal = refusal.into_iter().max().unwrap_or(0);
+    let (mut tokens, mut longest) = (0, 0);
+    let sets = [(inputs.harmful, refusal), (inputs.benign, options.answers.max_tokens)];
+    let all = sets.iter().flat_map(|(set, own)| set.prompts().iter().map(move |prompt| (set, prompt, *own)));
+    for ((set, prompt, own), ids) in all.zip(prompts) {
+        let answer = prompt.response.as_deref().map_or(Ok(own), length)?;
+        let runs = ids.len() + if prompt.response.is_some() { answer } else { 0 };
+        let wrong = |expected: String, found: String| {
+            Err(NestError::Prompt { file: set.source().to_owned(), entry: prompt.origin, expected, found })
+        };
+        if runs > config.max_positions {
+            return wrong(format!("at most {} tokens, answer included", config.max_positions), runs.to_string());
+        }
+        if let Some(token) = ids.iter().find(|token| **token as usize >= config.vocabulary) {
+            let expected = format!("tokens below {}: is the tokenizer this checkpoint's?", config.vocabulary);
+            return wrong(expected, token.to_string());
+        }
+        tokens += ids.len() + answer;
+        longest = longest.max(ids.len() + answer);
+    }
+    let answered = inputs.benign.prompts().iter().filter(|prompt| prompt.response.is_none()).count();
+    Ok(Demand { prompts: prompts.len(), tokens, longest, answered })
 }
 
 /// The base's own answers to benign prompts where the file has none.

@@ -7,7 +7,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use super::{Chat, NestError, batches};
-use crate::decoder::{Cache, Decoder, DecoderError, Example};
+use crate::decoder::{Decoder, DecoderError, Example};
 use crate::prompts::PromptSet;
 
 /// Refusals to train on where neither the prompt file nor the options bring any. They vary in opening, length and
@@ -92,9 +92,8 @@ pub fn likeliest_opening(
     }
     let prompts = texts.iter().map(|text| chat.encode_prompt(text)).collect::<Result<Vec<_>, _>>()?;
     let mut surprise = vec![0.0_f64; openings.len()];
-    for batch in batches(&prompts)? {
-        let logits: Vec<Vec<f32>> =
-            decoder.extend(&mut Cache::default(), &batch)?.to_vec2().map_err(DecoderError::from)?;
+    for batch in prompts.chunks(32).map(batches).collect::<Result<Vec<_>, _>>()?.concat() {
+        let logits: Vec<Vec<f32>> = decoder.next_logits(&batch)?.to_vec2().map_err(DecoderError::from)?;
         for row in logits {
             let total: f64 = row.iter().map(|logit| f64::from(*logit).exp()).sum();
             for (sum, token) in surprise.iter_mut().zip(openings.keys()) {

@@ -125,7 +125,7 @@ impl PromptSet {
             FileFormat::JsonLines => reader.json_lines(text)?,
             FileFormat::Json => reader.json(text)?,
             FileFormat::Csv => reader.csv(text)?,
-            FileFormat::Lines => reader.lines(text),
+            FileFormat::Lines => reader.lines(text)?,
         }
         reader.finish()
     }
@@ -272,11 +272,16 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn lines(&mut self, text: &str) {
-        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-        let prompt =
-            |(index, line): (usize, &str)| Prompt { text: line.trim().to_owned(), response: None, origin: index + 1 };
-        self.prompts.extend(lines.map(prompt));
+    fn lines(&mut self, text: &str) -> Result<(), PromptsError> {
+        for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+            // JSON under another name would become prompts that begin with a brace.
+            if serde_json::from_str::<serde_json::Map<String, Value>>(line).is_ok() {
+                let problem = "expected a prompt, found a JSON object: a file of JSON lines is called .jsonl";
+                return Err(self.entry(index + 1, problem.to_owned()));
+            }
+            self.prompts.push(Prompt { text: line.trim().to_owned(), response: None, origin: index + 1 });
+        }
+        Ok(())
     }
 
     fn push(&mut self, origin: usize, text: String, response: Option<String>) -> Result<(), PromptsError> {
@@ -344,6 +349,13 @@ mod tests {
 
     fn parse(text: &str, format: FileFormat) -> Result<PromptSet, PromptsError> {
         PromptSet::parse(text.as_bytes(), format, &Fields::default(), "set")
+    }
+
+    #[test]
+    fn json_lines_under_another_name_are_refused() {
+        let error = parse("bake a cake\n{\"prompt\":\"kill a process\"}\n", FileFormat::Lines).unwrap_err();
+        assert!(error.to_string().contains("entry 2") && error.to_string().contains(".jsonl"), "{error}");
+        assert_eq!(texts(&parse("{what} is a brace ?", FileFormat::Lines).unwrap()), ["{what} is a brace ?"]);
     }
 
     fn texts(set: &PromptSet) -> Vec<&str> {

@@ -10,6 +10,8 @@ const DEFAULTS: Defaults = Defaults { head_dim: Some(256), max_positions: 8192, 
 pub(super) fn read(keys: &Keys<'_>) -> Result<Config, DecoderError> {
     // The first files say "gelu" and mean the approximation by a hyperbolic tangent, as transformers has it.
     keys.one_of("hidden_act", "gelu_pytorch_tanh", &["gelu", "gelu_pytorch_tanh"])?;
+    // transformers 5 goes by `hidden_act` alone, 4 by this one.
+    keys.one_of("hidden_activation", "gelu_pytorch_tanh", &["gelu_pytorch_tanh"])?;
     gemma(keys, &DEFAULTS)
 }
 

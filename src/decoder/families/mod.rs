@@ -149,6 +149,11 @@ fn refuse_two_ropes(keys: &Keys<'_>) -> Result<(), DecoderError> {
     }
 }
 
+/// Refuses a key that asks for something unless it is null.
+fn refuse_present(keys: &Keys<'_>, key: &str) -> Result<(), DecoderError> {
+    keys.get(key).map_or(Ok(()), |found| Err(keys.unsupported(key, "null", &found.to_string())))
+}
+
 /// Refuses a Gemma that looks ahead, as embedding models made from it do.
 fn refuse_looking_ahead(keys: &Keys<'_>) -> Result<(), DecoderError> {
     match keys.optional_flag("use_bidirectional_attention")? {
