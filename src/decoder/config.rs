@@ -234,10 +234,10 @@ impl Config {
         }
     }
 
-    /// Bytes that a pass and its way back need at most, traces and weights aside, where no sequence is longer than
-    /// `longest` tokens.
-    pub fn pass_bytes(&self, longest: usize) -> u64 {
-        let tokens = longest.max(PASS_TOKENS);
+    /// Bytes that a pass and its way back need at most, traces and weights aside, where there are `tokens` in all and no
+    /// sequence is longer than `longest` tokens.
+    pub fn pass_bytes(&self, tokens: usize, longest: usize) -> u64 {
+        let tokens = tokens.min(PASS_TOKENS).max(longest);
         // Each thread holds the scores of the query heads that share a key head, their gradient and a copy.
         let group = self.attention.heads / self.attention.kv_heads.max(1);
         let scores = 3 * rayon::current_num_threads() * group * longest * longest;

@@ -46,7 +46,7 @@ impl MemoryPlan {
         // Caches are gone before anything is kept.
         let caches =
             demand.answered.min(Self::together(config, demand.longest)) as u64 * config.cache_bytes(demand.longest);
-        let needed = PROCESS + config.pass_bytes(demand.longest) + kept.max(caches);
+        let needed = PROCESS + config.pass_bytes(demand.tokens, demand.longest) + kept.max(caches);
         let Some(limit) = limit.or_else(|| free_bytes().map(|free| free / 10 * 9)) else {
             return Ok(Self { resident: u64::MAX });
         };
