@@ -462,6 +462,9 @@ fn windows_follow_from_older_keys() {
     let qwen = |on: bool| json!({"model_type": "qwen2", "use_sliding_window": on, "sliding_window": 8, "max_window_layers": 1});
     assert_eq!(windows(qwen(true)), [None, Some(8), Some(8)]);
     assert_eq!(windows(qwen(false)), [None; 3]);
+    let from_the_first =
+        json!({"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 8, "max_window_layers": 0});
+    assert_eq!(windows(from_the_first), [Some(8); 3]);
     assert_eq!(windows(json!({"model_type": "mistral", "sliding_window": null})), [None; 3]);
     assert_eq!(windows(json!({"model_type": "mistral"})), [Some(4096); 3]);
     let plain = json!({"model_type": "phi3", "sliding_window": 5, "rope_parameters": null});

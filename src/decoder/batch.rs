@@ -100,6 +100,21 @@ impl Batch {
     }
 }
 
+/// Cuts items into runs of at most `limit` tokens, or of one item.
+pub fn passes<T>(mut rest: &[T], limit: usize, tokens: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
+    std::iter::from_fn(move || {
+        let mut sum = 0;
+        let fits = |item: &&T| {
+            sum += tokens(item);
+            sum <= limit
+        };
+        let count = rest.iter().take_while(fits).count().max(1);
+        let (pass, later) = rest.split_at_checked(count)?;
+        rest = later;
+        Some(pass)
+    })
+}
+
 fn empty(sequence: usize, expected: &str) -> DecoderError {
     DecoderError::Batch { sequence, expected: expected.to_owned(), found: "none".to_owned() }
 }

@@ -13,6 +13,9 @@ use super::{DecoderError, PASS_TOKENS, Projection, Site};
 use crate::checkpoint::Checkpoint;
 use crate::tensor::TensorName;
 
+/// Sequences whose logits exist at one time while they are answered.
+const ANSWERED: usize = 64;
+
 /// The dimensions and parts of a decoder. A family (`families/`) reads it from its own dialect of config.json.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -109,9 +112,6 @@ pub enum Activation {
     /// x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
     GeluTanh,
 }
-
-/// Sequences whose logits exist at one time while they are answered.
-const ANSWERED: usize = 64;
 
 impl Activation {
     /// The name that transformers gives it, at `key`.

@@ -51,6 +51,11 @@ impl<'a> Keys<'a> {
         Ok(self.optional_size(key)?.unwrap_or(default))
     }
 
+    /// As [`Self::size_or`], where 0 means something too.
+    pub(super) fn count_or(&self, key: &str, default: usize) -> Result<usize, DecoderError> {
+        if self.get(key).and_then(Value::as_u64) == Some(0) { Ok(0) } else { self.size_or(key, default) }
+    }
+
     pub(super) fn optional_size(&self, key: &str) -> Result<Option<usize>, DecoderError> {
         // Bounded so that products of two sizes cannot overflow.
         let limit = 1 << 31;

@@ -143,7 +143,7 @@ impl Stored<'_> {
         let first = self.first + first;
         let row_bytes = columns * self.dtype.size();
         scratch.bytes.resize(rows * row_bytes, 0);
-        self.weights.read_rows(&self.name, first, row_bytes, &mut scratch.bytes)?;
+        self.weights.read_at(&self.name, first * row_bytes, &mut scratch.bytes)?;
         let (bytes, into) = (&scratch.bytes, &mut scratch.values);
         into.resize(rows * columns, 0.0);
         match self.dtype {

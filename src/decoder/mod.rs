@@ -46,7 +46,7 @@ use std::collections::BTreeSet;
 pub use candle_core::Device;
 use candle_core::Tensor;
 
-pub use batch::{Batch, Example, Target};
+pub use batch::{Batch, Example, Target, passes};
 pub use cache::Cache;
 pub use config::{Activation, AttentionShape, Config, LayerKind, Norms, SiteTensor};
 pub use deltas::{SharedDeltas, SiteDeltas};
@@ -202,14 +202,7 @@ impl<'w> Decoder<'w> {
     /// # Errors
     /// A token outside the vocabulary, a sequence longer than the network allows.
     pub fn logits(&self, batch: &Batch, deltas: Option<&SharedDeltas>) -> Result<Tensor, DecoderError> {
-        let (spans, ropes) = (all_rows(batch), self.rope_tables(batch)?);
-        let pass = Pass { ropes: &ropes, deltas };
-        let mut x = self.embed(batch)?;
-        for layer in &self.layers {
-            let (middle, _) = layer.attend(&x, &spans, pass)?;
-            (x, _) = layer.feed(&middle, pass)?;
-        }
-        self.head.logits(&x)
+        self.head.logits(&self.last_hidden(batch, deltas)?)
     }
 
     /// Logits behind the last token of each sequence, `[batch.len(), vocabulary]`.
@@ -217,15 +210,20 @@ impl<'w> Decoder<'w> {
     /// # Errors
     /// A token outside the vocabulary, a sequence longer than the network allows.
     pub fn next_logits(&self, batch: &Batch) -> Result<Tensor, DecoderError> {
+        let last: Vec<usize> = batch.rows().map(|rows| rows.end - 1).collect();
+        self.head.logits(&layer::select(&self.last_hidden(batch, None)?, &last)?)
+    }
+
+    /// The residual stream behind the last layer.
+    fn last_hidden(&self, batch: &Batch, deltas: Option<&SharedDeltas>) -> Result<Tensor, DecoderError> {
         let (spans, ropes) = (all_rows(batch), self.rope_tables(batch)?);
-        let pass = Pass { ropes: &ropes, deltas: None };
+        let pass = Pass { ropes: &ropes, deltas };
         let mut x = self.embed(batch)?;
         for layer in &self.layers {
             let (middle, _) = layer.attend(&x, &spans, pass)?;
             (x, _) = layer.feed(&middle, pass)?;
         }
-        let last: Vec<usize> = batch.rows().map(|rows| rows.end - 1).collect();
-        self.head.logits(&layer::select(&x, &last)?)
+        Ok(x)
     }
 
     /// How far a pass must go to reach a point: 2 l for what enters layer l, 2 l + 1 for its sites.

@@ -5,6 +5,7 @@ use candle_core::Tensor;
 use super::attention::Spans;
 use super::batch::Batch;
 use super::layer::Pass;
+use super::rope::RopeTable;
 use super::storage::View;
 use super::{Decoder, DecoderError, Projection, all_rows};
 
@@ -15,6 +16,7 @@ pub struct Sweep<'a> {
     decoder: &'a Decoder<'a>,
     batches: &'a [Batch],
     spans: Vec<Spans>,
+    ropes: Vec<Vec<RopeTable<'a>>>,
     hidden: Vec<Tensor>,
     layer: usize,
 }
@@ -25,12 +27,9 @@ impl<'a> Sweep<'a> {
     /// # Errors
     /// A token outside the vocabulary, a sequence longer than the network allows.
     pub fn new(decoder: &'a Decoder<'a>, batches: &'a [Batch]) -> Result<Self, DecoderError> {
-        let hidden = batches.iter().map(|batch| {
-            decoder.rope_tables(batch)?;
-            decoder.embed(batch)
-        });
-        let spans = batches.iter().map(all_rows).collect();
-        Ok(Self { decoder, batches, spans, hidden: hidden.collect::<Result<_, _>>()?, layer: 0 })
+        let ropes = batches.iter().map(|batch| decoder.rope_tables(batch)).collect::<Result<_, _>>()?;
+        let hidden = batches.iter().map(|batch| decoder.embed(batch)).collect::<Result<_, _>>()?;
+        Ok(Self { decoder, batches, spans: batches.iter().map(all_rows).collect(), ropes, hidden, layer: 0 })
     }
 
     /// Takes all batches through the next layer and shows what its sites gave, `[tokens, width]` row-major, batch after
@@ -44,9 +43,9 @@ impl<'a> Sweep<'a> {
     ) -> Result<Option<usize>, DecoderError> {
         let Some(layer) = self.decoder.layers.get(self.layer) else { return Ok(None) };
         let last = self.layer + 1 == self.decoder.layers.len();
-        for ((batch, spans), hidden) in self.batches.iter().zip(&self.spans).zip(&mut self.hidden) {
-            let ropes = self.decoder.rope_tables(batch)?;
-            let pass = Pass { ropes: &ropes, deltas: None };
+        let fixed = self.batches.iter().zip(&self.spans).zip(&self.ropes);
+        for (((batch, spans), ropes), hidden) in fixed.zip(&mut self.hidden) {
+            let pass = Pass { ropes, deltas: None };
             let (middle, _) = layer.attend(hidden, spans, pass)?;
             let mut trace = layer.trace_sites(&middle, pass)?;
             visit(batch, Projection::Gate, View::of(&trace.gate)?.values()?);

@@ -6,13 +6,13 @@
 use candle_core::Tensor;
 
 use super::attention::Spans;
-use super::batch::{Batch, Example};
+use super::batch::{Batch, Example, passes};
 use super::deltas::SharedDeltas;
 use super::head::Goal;
 use super::layer::{AttentionTrace, FeedTrace, Pass, SiteGrads, select};
 use super::rope::RopeTable;
 use super::storage::{View, matrix};
-use super::{Decoder, DecoderError, Projection, Site};
+use super::{Decoder, DecoderError, PASS_TOKENS, Projection, Site};
 
 /// Bytes of traces kept unless told otherwise: 1 GiB.
 pub(super) const TRACE_BYTES: usize = 1 << 30;
@@ -81,16 +81,8 @@ impl Decoder<'_> {
             return Err(DecoderError::Deltas { site: Site::new(layer, Projection::Gate), expected, found });
         }
         let mut prepared = Vec::with_capacity(examples.len());
-        let mut rest = examples;
-        while !rest.is_empty() {
-            let mut tokens = 0;
-            let fits = |example: &&Example| {
-                tokens += example.tokens().len();
-                tokens <= super::PASS_TOKENS
-            };
-            let (group, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+        for group in passes(examples, PASS_TOKENS, |example| example.tokens().len()) {
             prepared.extend(self.prepare_group(group, layer, prepared.len())?);
-            rest = later;
         }
         Ok(prepared)
     }

@@ -24,25 +24,18 @@ pub trait Weights {
     /// # Errors
     /// The tensor cannot be read.
     fn read(&self, name: &TensorName) -> Result<Vec<u8>, DecoderError>;
-    /// Fills `into` with the bytes of rows of `row_bytes` each, from row `first` on. Reads the whole tensor unless there is a
-    /// better way.
+    /// Fills `into` with bytes of a tensor from byte `offset` on. Reads the whole tensor unless there is a better way.
     ///
     /// # Errors
-    /// The tensor cannot be read, or has no such rows.
-    fn read_rows(
-        &self,
-        name: &TensorName,
-        first: usize,
-        row_bytes: usize,
-        into: &mut [u8],
-    ) -> Result<(), DecoderError> {
+    /// The tensor cannot be read, or has no such bytes.
+    fn read_at(&self, name: &TensorName, offset: usize, into: &mut [u8]) -> Result<(), DecoderError> {
         let bytes = self.read(name)?;
-        let start = first * row_bytes;
         let short = || {
-            let (expected, found) = (format!("{} bytes or more", start + into.len()), format!("{} bytes", bytes.len()));
+            let (expected, found) =
+                (format!("{} bytes or more", offset + into.len()), format!("{} bytes", bytes.len()));
             DecoderError::Tensor { name: name.clone(), expected, found }
         };
-        into.copy_from_slice(bytes.get(start..start + into.len()).ok_or_else(short)?);
+        into.copy_from_slice(bytes.get(offset..offset + into.len()).ok_or_else(short)?);
         Ok(())
     }
 }
@@ -61,14 +54,8 @@ impl Weights for Checkpoint {
         self.read(name).map_err(|error| DecoderError::Read { name: name.clone(), source: Box::new(error) })
     }
 
-    fn read_rows(
-        &self,
-        name: &TensorName,
-        first: usize,
-        row_bytes: usize,
-        into: &mut [u8],
-    ) -> Result<(), DecoderError> {
-        let read = self.tensor(name).and_then(|info| self.read_at(info, (first * row_bytes) as u64, into));
+    fn read_at(&self, name: &TensorName, offset: usize, into: &mut [u8]) -> Result<(), DecoderError> {
+        let read = self.tensor(name).and_then(|info| self.read_at(info, offset as u64, into));
         read.map_err(|error| DecoderError::Read { name: name.clone(), source: Box::new(error) })
     }
 }
@@ -158,7 +145,7 @@ impl<'w> Loader<'w> {
         let (mut values, mut bytes) = (Vec::with_capacity(rows * width), Vec::new());
         for first in (0..rows).step_by(step) {
             bytes.resize(step.min(rows - first) * width * N, 0);
-            self.weights.read_rows(name, first, width * N, &mut bytes)?;
+            self.weights.read_at(name, first * width * N, &mut bytes)?;
             let read = values.len();
             values.extend(bytes.as_chunks().0.iter().map(|bytes| value(*bytes)));
             let fresh = values.get(read..).unwrap_or_default();

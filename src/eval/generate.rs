@@ -5,7 +5,7 @@ use std::ops::Deref;
 use candle_core::{D, Tensor};
 
 use super::EvalError;
-use crate::decoder::{Batch, Cache, Decoder, PASS_TOKENS};
+use crate::decoder::{Batch, Cache, Decoder, PASS_TOKENS, passes};
 
 /// How long answers may get and how many run together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,23 +124,15 @@ impl<'a> Generator<'a> {
     /// Reads some prompts, a part of them at a time.
     fn read(&self, prompts: &[Vec<u32>], group: &[usize], limit: usize) -> Result<(Cache, Vec<Open>), EvalError> {
         let (mut cache, mut open) = (Cache::default(), Vec::new());
-        let mut rest = group;
-        while !rest.is_empty() {
-            let mut tokens = 0;
-            let fits = |index: &&usize| {
-                tokens += prompts.get(**index).map_or(0, Vec::len);
-                tokens <= PASS_TOKENS
-            };
-            let (part, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+        let length = |index: usize| prompts.get(index).map_or(0, Vec::len);
+        for part in passes(group, PASS_TOKENS, |index| length(*index)) {
             let mut read = Cache::default();
             let batch = Batch::new(part.iter().filter_map(|index| prompts.get(*index)))?;
             let next = greedy(&self.decoder.extend(&mut read, &batch)?)?;
-            let room = |index: usize| self.decoder.config().max_positions - prompts.get(index).map_or(0, Vec::len);
             // The last position may still predict a token, which then does not run.
-            let opened = part.iter().zip(next);
-            open.extend(opened.map(|(index, next)| Open { index: *index, next, left: limit.min(room(*index) + 1) }));
+            let left = |index: usize| limit.min(self.decoder.config().max_positions - length(index) + 1);
+            open.extend(part.iter().zip(next).map(|(index, next)| Open { index: *index, next, left: left(*index) }));
             cache.append(read);
-            rest = later;
         }
         Ok((cache, open))
     }
@@ -169,13 +161,9 @@ fn settle(open: &mut Vec<Open>, cache: &mut Cache, answers: &mut [Answer], stops
         answer.stopped = stops.contains(&sequence.next);
         goes_on.push(!answer.stopped && sequence.left > 0);
     }
-    let keep = |place: usize| goes_on.get(place) == Some(&true);
-    cache.retain(keep);
-    let mut place = 0;
-    open.retain(|_| {
-        place += 1;
-        keep(place - 1)
-    });
+    cache.retain(|place| goes_on.get(place) == Some(&true));
+    let mut goes_on = goes_on.into_iter();
+    open.retain(|_| goes_on.next() == Some(true));
     before - open.len()
 }
 

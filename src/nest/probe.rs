@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::NestError;
 use super::logistic::{self, Plane, Samples};
 use super::params::{Params, Valid, within};
-use crate::decoder::{Batch, Decoder, Fused, PASS_TOKENS, Projection, Site, Sweep};
+use crate::decoder::{Batch, Decoder, Fused, PASS_TOKENS, Projection, Site, Sweep, passes};
 
 /// How a probe is fitted.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -144,18 +144,7 @@ impl<'a> Layers<'a> {
 /// # Errors
 /// An empty prompt.
 pub fn batches(prompts: &[Vec<u32>]) -> Result<Vec<Batch>, NestError> {
-    let (mut batches, mut rest) = (Vec::new(), prompts);
-    while !rest.is_empty() {
-        let mut tokens = 0;
-        let fits = |prompt: &&Vec<u32>| {
-            tokens += prompt.len();
-            tokens <= PASS_TOKENS
-        };
-        let (group, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
-        batches.push(Batch::new(group)?);
-        rest = later;
-    }
-    Ok(batches)
+    passes(prompts, PASS_TOKENS, Vec::len).map(|pass| Ok(Batch::new(pass)?)).collect()
 }
 
 /// The largest value of each column within each sequence.

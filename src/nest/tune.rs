@@ -15,7 +15,7 @@ use super::adamw::AdamW;
 use super::params::{Params, Valid, within};
 use super::progress::{Progress, Stage};
 use super::targets::Lesson;
-use crate::decoder::{Decoder, DecoderError, Example, PASS_TOKENS, Prepared, SharedDeltas, Target};
+use crate::decoder::{Decoder, DecoderError, Example, PASS_TOKENS, Prepared, SharedDeltas, Target, passes};
 
 /// Options of tuning.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -249,7 +249,7 @@ impl Run<'_> {
     fn gradient(&self, batch: &[&Ready]) -> Result<Option<(f64, SharedDeltas)>, DecoderError> {
         let total: f64 = batch.iter().map(|ready| ready.weight).sum();
         let mut sum: Option<(f64, SharedDeltas)> = None;
-        for part in parts(batch, self.part_tokens) {
+        for part in passes(batch, self.part_tokens, |ready| ready.prepared.tokens()) {
             let share = part.iter().map(|ready| ready.weight).sum::<f64>() / total;
             // NaN where the whole batch weighs nothing.
             if share.is_nan() || share <= 0.0 {
@@ -278,7 +278,7 @@ impl Run<'_> {
     /// The mean loss over the targets of some lessons, by weight.
     fn loss(&self, lessons: &[&Ready]) -> Result<f64, DecoderError> {
         let (mut sum, mut total) = (0.0, 0.0);
-        for part in parts(lessons, self.part_tokens) {
+        for part in passes(lessons, self.part_tokens, |ready| ready.prepared.tokens()) {
             let weight: f64 = part.iter().map(|ready| ready.weight).sum();
             if weight > 0.0 {
                 let prepared: Vec<_> = part.iter().map(|ready| &ready.prepared).collect();
@@ -288,21 +288,6 @@ impl Run<'_> {
         }
         Ok(sum / total)
     }
-}
-
-/// Cuts a batch into parts of at most `limit` tokens, or one lesson.
-fn parts<'a, 'b>(mut rest: &'a [&'b Ready], limit: usize) -> impl Iterator<Item = &'a [&'b Ready]> {
-    std::iter::from_fn(move || {
-        let mut tokens = 0;
-        let fits = |ready: &&&Ready| {
-            tokens += ready.prepared.tokens();
-            tokens <= limit
-        };
-        let count = rest.iter().take_while(fits).count().max(1);
-        let (part, later) = rest.split_at_checked(count)?;
-        rest = later;
-        Some(part)
-    })
 }
 
 /// Rises linearly over the warm-up, then falls along half a cosine towards 0.

@@ -2,8 +2,6 @@
 //!
 //! The positions of the vision models have three axes, which agree for text.
 
-use serde_json::Value;
-
 use super::super::config::Activation;
 use super::super::keys::Keys;
 use super::super::{Config, DecoderError};
@@ -32,10 +30,7 @@ pub(super) fn set_windows(keys: &Keys<'_>, config: &mut Config, first: usize) ->
         true => Some(4096),
         false => None,
     };
-    let first = match keys.get("max_window_layers").and_then(Value::as_u64) {
-        Some(0) => 0,
-        _ => keys.size_or("max_window_layers", first)?,
-    };
+    let first = keys.count_or("max_window_layers", first)?;
     let windowed = windowed(keys, config.layers.len(), |layer| window.is_some() && layer >= first)?;
     for (layer, windowed) in config.layers.iter_mut().zip(windowed) {
         layer.window = window.filter(|_| windowed);
